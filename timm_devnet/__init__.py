@@ -1,0 +1,23 @@
+"""A timm plugin of networks that grow: `import timm_devnet` registers grown architectures with timm."""
+
+from . import models
+from .growth import Growth
+from .growth import parse as parse_growth
+from .grown import block_logits, block_names, grow
+from .models.efficientnet_grown import convert_lite
+from .reconcile import Reconcile, reconcile
+from .regimes import parameter_groups, regimes
+
+__all__ = [
+    'Growth',
+    'Reconcile',
+    'block_logits',
+    'block_names',
+    'convert_lite',
+    'grow',
+    'models',
+    'parameter_groups',
+    'parse_growth',
+    'reconcile',
+    'regimes',
+]

@@ -1,0 +1,121 @@
+"""Which network a checkpoint belongs to, told from its keys, and how it enters a grown one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .growth import Growth, parse
+
+if TYPE_CHECKING:
+    from .grown import Grown
+
+__all__ = ['adapt', 'filter_checkpoint']
+
+_logger = logging.getLogger(__name__)
+_ADDED = 'grown.'  # what a growth adds has names that begin with this
+_OPTIONAL = '.num_batches_tracked'  # old checkpoints lack these counters
+
+
+def adapt(state_dict: Mapping[str, Any], model: Grown, new_classes: bool = False) -> tuple[dict[str, Tensor], int]:
+    """Complete a checkpoint of a grown network, of its base, or of a growth in between.
+
+    Args:
+        state_dict: The checkpoint, in timm's names or in another layout that the family knows.
+        model: The grown network. What the checkpoint lacks because it had not grown yet is filled with the network's own
+            tensors; a classifier is widened with zeros where it goes on reading what it read.
+        new_classes: Whether the network was asked for other classes than its checkpoint's, so that it keeps its own
+            classifier where the numbers differ.
+
+    Returns:
+        The completed state dict and the number of the network's growths that the checkpoint holds.
+
+    Raises:
+        ValueError: If the checkpoint is none of these, or has another number of classes than the network.
+    """
+    given = {key: value for key, value in model.to_own_layout(state_dict).items() if isinstance(value, Tensor)}
+    own, head = model.state_dict(), model.classifier_name + '.'
+    steps = parse(model.growth).steps
+    added = [{f'{_ADDED}{n}.{key}' for n, m in model.grown.items() if m.step < count for key in m.state_dict()} for count in range(len(steps) + 1)]
+    held = next((n for n in reversed(range(len(added))) if _added_keys(given) == added[n]), None)
+    wanted = {key for key in own if not key.startswith((_ADDED, head))} | (added[held] if held is not None else set())
+    first_convs = _first_convs(model)  # their channels are timm's to adapt
+    problems = {
+        'lacks': [key for key in wanted - given.keys() if not key.endswith(_OPTIONAL)],
+        'has besides': [key for key in given.keys() - wanted if not key.startswith(head)],
+        'has in other shapes': [
+            key for key in wanted & given.keys() if given[key].shape != own[key].shape and key not in first_convs
+        ],
+    }
+    if held is None or any(problems.values()):
+        found = '; '.join(f'it {what} {_some(keys)}' for what, keys in problems.items() if keys)
+        raise ValueError(
+            f'The checkpoint fits neither {type(model).__name__} grown by {model.growth} (keys {_some(own)}) nor the '
+            f'network before it grew (the same without {_ADDED}*). Given: {_some(state_dict)}; {found}.'
+        )
+    classifier = _fit_classifier(given, model, Growth(steps[:held]), new_classes)
+    return {**own, **{key: given[key] for key in wanted & given.keys()}, **classifier}, held
+
+
+def filter_checkpoint(state_dict: Mapping[str, Any], model: Grown) -> dict[str, Tensor]:
+    """`adapt` as the filter of timm's `load_pretrained`, for a network under construction.
+
+    timm drops the classifier of a checkpoint, and with it all strictness, whenever the number of classes differs from the
+    pretrained cfg's, even if the checkpoint has just the classifier that was asked for. So the classifier is set here.
+    """
+    new_classes = model.num_classes != model.pretrained_cfg.get('num_classes')
+    adapted, held = adapt(state_dict, model, new_classes)
+    if held < len(parse(model.growth).steps):
+        model.settled = held
+    own = model.state_dict()
+    # A copy, not the memory map that safetensors gives: whoever overwrites the file must not change or kill the network.
+    copied = {
+        key: value if value.is_meta else value.to(own[key].dtype, copy=True, memory_format=torch.contiguous_format)
+        for key, value in adapted.items()
+    }
+    classifier = model.get_classifier()
+    if isinstance(classifier, nn.Linear):
+        prefix = model.classifier_name + '.'
+        classifier.load_state_dict({name: copied[prefix + name] for name in classifier.state_dict()}, assign=True)
+    return copied
+
+
+def _fit_classifier(given: Mapping[str, Tensor], model: Grown, held: Growth, new_classes: bool) -> dict[str, Tensor]:
+    """The classifier's entries: the checkpoint's, widened where the network has grown since; none where it starts anew."""
+    prefix, classifier = model.classifier_name + '.', model.get_classifier()
+    weight, bias = given.get(prefix + 'weight'), given.get(prefix + 'bias')
+    if weight is None or bias is None or not isinstance(classifier, nn.Linear):
+        return {}
+    if len(weight) != classifier.out_features:
+        if new_classes:
+            _logger.info(f'The checkpoint has {len(weight)} classes, the network {classifier.out_features}: new classifier.')
+            return {}
+        raise ValueError(
+            f'The checkpoint has a classifier for {len(weight)} classes, the network one for {classifier.out_features}: '
+            f'build the network with num_classes={len(weight)} to keep it, or with your own number for a new one.'
+        )
+    before = model.plan_for(model, held, model.options) if held.steps else None
+    blocks = before.blocks if before else (model.levels(model)[0].name,)
+    if model.plan.blocks[: len(blocks)] != blocks:
+        return {}  # the classifier reads a new layer on top, nothing of what it read
+    wide = weight.new_zeros(classifier.weight.shape)
+    wide[:, : weight.shape[1]] = weight
+    return {prefix + 'weight': wide, prefix + 'bias': bias}
+
+
+def _added_keys(keys: Collection[str]) -> set[str]:
+    return {key for key in keys if key.startswith(_ADDED)}
+
+
+def _first_convs(model: Grown) -> set[str]:
+    names = model.pretrained_cfg.get('first_conv') or ()
+    return {f'{name}.weight' for name in ((names,) if isinstance(names, str) else names)}
+
+
+def _some(keys: Collection[str], count: int = 3) -> str:
+    shown = sorted(map(str, keys))
+    return ', '.join(shown[:count]) + (f' and {len(shown) - count} more' if len(shown) > count else '') or 'nothing'

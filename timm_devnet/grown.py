@@ -1,0 +1,441 @@
+"""What a grown network is: its old network as it was, plus an ordered list of added layers.
+
+The old parameters keep their names and go on reading only each other; all that growth adds lives in `model.grown`, so a
+grown state dict is a superset of its base's and what fine-tuning changed is a subtraction. A family of networks says in a
+subclass of `Grown` what its levels are and how its old layers run; everything else is told here, once.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from timm.layers import get_device_dtype
+from timm.models import is_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from .checkpoint import adapt
+from .growth import PAPER_UNITS, Growth, parse
+from .layers import ConvUnits, LinearUnits, Pass, Scaled, copy_units, init_uniform, match_size
+from .plan import Layer, Level, Phase, Plan, plan
+
+__all__ = ['FAMILIES', 'Grown', 'Options', 'block_logits', 'block_names', 'grow', 'grows', 'old_levels']
+
+FAMILIES: dict[type[nn.Module], 'type[Grown]'] = {}  # class of the old network -> class of the grown one
+
+
+@dataclass(frozen=True)
+class Options:
+    """How new units meet old ones.
+
+    Attributes:
+        scale_init: Where the learnt scales start; None switches reconciliation off.
+        new_init: 'random' (He's law), or 'copy': copies of the old units beside them plus noise.
+    """
+
+    scale_init: float | None = 10.0
+    new_init: str = 'random'
+
+    def __post_init__(self) -> None:
+        if self.scale_init is not None and not 0 < self.scale_init < float('inf'):
+            raise ValueError(f'scale_init is a positive number, or None for no reconciliation; given {self.scale_init!r}.')
+        if self.new_init not in ('random', 'copy'):
+            raise ValueError(f"new_init is 'random' or 'copy', not {self.new_init!r}.")
+
+
+def grows(base: type[nn.Module]) -> Callable[['type[Grown]'], 'type[Grown]']:
+    """Class decorator: networks of class `base` grow into the decorated class."""
+
+    def enter(family: 'type[Grown]') -> 'type[Grown]':
+        FAMILIES[base] = family
+        family.base_class = base
+        return family
+
+    return enter
+
+
+def family_of(model: nn.Module) -> 'type[Grown]':
+    """The class that a network is, or becomes when it grows.
+
+    Raises:
+        ValueError: If it cannot grow.
+    """
+    family = type(model) if isinstance(model, Grown) else FAMILIES.get(type(model))
+    if family is None:
+        known = ', '.join(sorted(cls.__name__ for cls in FAMILIES))
+        raise ValueError(f'{type(model).__name__} is no network that can grow; these classes can: {known}.')
+    return family
+
+
+def old_levels(model: nn.Module) -> list[Level]:
+    """The levels of the old network, from the top down, of a plain or a grown one."""
+    return family_of(model).levels(model)
+
+
+def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_init: str = 'random') -> nn.Module:
+    """Let a network grow: add new units, keep everything it has learnt.
+
+    Works on a plain network and on one that has grown before, trained or not; its parameters stay the same objects. Where
+    the classifier can go on reading what it read, its columns stay and the new ones start at zero.
+
+    New units depend on torch's seed (`torch.manual_seed`) and on their names alone: the same seed gives the same units,
+    however the network was built.
+
+    Args:
+        model: A timm network of a family that can grow. It is changed itself; copy it first to keep the old one.
+        growth: What to add, such as 'wa2048', 'mwa' or 'wa2048_wa1024'; see `timm_devnet.growth`.
+        scale_init: Where the learnt scales start; None switches reconciliation off.
+        new_init: 'random' (He's law), or 'copy': copies of the old units beside them plus noise.
+
+    Returns:
+        The same model, grown.
+
+    Raises:
+        ValueError: If the growth, the network or an option is none that is known.
+
+    Source:
+        Growing a Brain (Wang, Ramanan, Hebert, 2017), section 3; `mwa` and `skip` are this project's.
+
+    Example:
+        >>> import timm, timm_devnet
+        >>> model = timm_devnet.grow(timm.create_model('tf_efficientnet_lite0', num_classes=10), 'mwa512')
+        >>> timm_devnet.block_names(model)
+        ['conv_head', 'conv_head_1', 'conv_head_2']
+    """
+    options, family = Options(scale_init, new_init), family_of(model)
+    added = parse(growth, family.default_units)
+    before = parse(model.growth).steps if isinstance(model, Grown) else ()
+    whole = Growth((*before, *added.steps))
+    family.plan_for(model, whole, options)  # refuses what cannot be, before anything is changed
+    if not isinstance(model, Grown):
+        model.__class__ = family  # in place: the same modules, the same parameters
+    elif options.scale_init != model.options.scale_init:
+        raise ValueError(
+            f'The network has grown with scale_init={model.options.scale_init} and goes on with it; '
+            f'given scale_init={scale_init}.'
+        )
+    assert isinstance(model, Grown)
+    model.take(whole, options, settled=len(before))
+    return model
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """The blocks that the classifier reads, the old one first; empty for a network that has not grown."""
+    return list(model.plan.blocks) if isinstance(model, Grown) else []
+
+
+def block_logits(model: nn.Module, pre_logits: Tensor) -> list[Tensor]:
+    """Each block's own answer: its columns of the classifier on its part of the input, plus the bias.
+
+    Args:
+        model: A grown network with a classifier.
+        pre_logits: Its `forward_head(..., pre_logits=True)`, shape (N, head_hidden_size).
+
+    Returns:
+        A tensor (N, num_classes) for each of `block_names(model)`; they sum to the logits plus (blocks - 1) biases.
+
+    Raises:
+        ValueError: If the network has no blocks or no classifier.
+    """
+    if not isinstance(model, Grown):
+        raise ValueError(f'{type(model).__name__} has not grown, so it has no blocks that could answer alone.')
+    classifier = model.get_classifier()
+    if not isinstance(classifier, nn.Linear):
+        raise ValueError('The network has no classifier (num_classes=0), so its blocks have no answer.')
+    widths = [width for _, width in model.plan.top]
+    parts, columns = pre_logits.split(widths, 1), classifier.weight.split(widths, 1)
+    return [nn.functional.linear(part, column, classifier.bias) for part, column in zip(parts, columns, strict=True)]
+
+
+class Grown(nn.Module):
+    """A network with new units beside its old ones; a family mixes it in before the old network's class.
+
+    The forward pass fills a dict of named values in three phases (`plan.Phase`): the old layers' values come from the
+    family, then follow the added layers in the order of the plan. Networks get this class from `grow` or from timm's
+    `create_model`, never from a constructor.
+    """
+
+    base_class: ClassVar[type[nn.Module]]
+    final: ClassVar[str]  # the level that is the trunk's last map, which the old network's forward_features returns
+    classifier_name: ClassVar[str]
+    default_units: ClassVar[Mapping[str, int]] = PAPER_UNITS  # of each kind, where a growth name gives none
+
+    # What a family tells ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def levels(cls, model: Any) -> list[Level]:
+        """The old network's levels, from the top down; works on the plain network too."""
+        raise NotImplementedError
+
+    def forward_trunk(self, x: Tensor, taps: list[str]) -> dict[str, Tensor]:
+        """The trunk's last map and the tapped levels', of images (N, in_chans, H, W)."""
+        raise NotImplementedError
+
+    def forward_top(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add the values of old layers between the trunk and the pooling, if there are any."""
+        return values
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The old network's global pooling."""
+        raise NotImplementedError
+
+    def classify(self, x: Tensor, pre_logits: bool) -> Tensor:
+        """Dropout and, unless `pre_logits`, the classifier."""
+        raise NotImplementedError
+
+    @staticmethod
+    def pool_mult(model: Any) -> int:
+        """How many statistics of each channel the pooling gives."""
+        raise NotImplementedError
+
+    def new_units(self, layer: Layer, dd: dict[str, Any]) -> ConvUnits | LinearUnits:
+        """New units on maps, in this family's manner; `dd` says where (device) and what (dtype) they are."""
+        raise NotImplementedError
+
+    def old_units(self, level: str) -> tuple[nn.Module, nn.Module | None]:
+        """The old layer at a level, whose units can be copied, and its normalisation."""
+        raise NotImplementedError
+
+    @staticmethod
+    def to_own_layout(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint of the old network under timm's names, from whatever layout it is in."""
+        return dict(state_dict)
+
+    def feature_levels(self, extra_blocks: bool = False) -> list[str]:
+        """Names of the trunk's values behind `feature_info`."""
+        raise NotImplementedError
+
+    # Growing ----------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def plan_for(cls, model: Any, growth: Growth, options: Options, pool_mult: int | None = None) -> Plan:
+        """How a growth would be wired into a network, which may still be plain."""
+        planned = plan(
+            cls.levels(model), cls.final, growth, options.scale_init is not None, pool_mult or cls.pool_mult(model)
+        )
+        if options.new_init == 'copy':
+            for layer in planned.layers:
+                if layer.kind == 'units' and not layer.like_old and layer.level != layer.name:
+                    raise ValueError(
+                        f"new_init='copy' copies old units that read the same; {layer.name} of growth {growth} reads "
+                        f"{', '.join(layer.reads)}, which no old unit at {layer.level} does. Use new_init='random'."
+                    )
+        return planned
+
+    def take(self, growth: Growth, options: Options, settled: int) -> None:
+        """Add what a growth has and the network lacks.
+
+        Args:
+            growth: The whole growth, from the old network on.
+            options: How new units meet old ones.
+            settled: How many of its steps count as old: units that have been trained before.
+        """
+        old_plan = getattr(self, 'plan', None)
+        if old_plan is None:
+            self.grown = nn.ModuleDict()
+        self.growth, self.options, self.settled = str(growth), options, settled
+        for layer in self.plan_for(self, growth, options).layers:
+            if layer.name not in self.grown:
+                self.grown[layer.name] = self._build(layer)
+        self.grown.train(self.training)
+        self._wire()
+        self.init_new(settled)
+        old = self.get_classifier()
+        self.reset_classifier(self.num_classes)
+        self.init_classifier()
+        self.keep_columns(old, old_plan)
+        self._label()
+
+    def _wire(self) -> None:
+        """Set the plain lists and numbers that the forward pass reads."""
+        self.plan = self.plan_for(self, parse(self.growth), self.options)
+        self.taps = [self.final, *self.plan.taps]  # never empty, which TorchScript could not type
+        self.feature_names = [name for name, _ in self.plan.features]
+        self.feature_widths = [width for _, width in self.plan.features]
+        self.pooled = list(self.plan.pooled)
+        self.top = [name for name, _ in self.plan.top]
+        self.num_features = sum(self.feature_widths)
+        self.head_hidden_size = sum(width for _, width in self.plan.top)
+
+    def _build(self, layer: Layer) -> nn.Module:
+        dd = get_device_dtype(self)
+        if layer.kind == 'scaled':
+            assert self.options.scale_init is not None
+            return Scaled(layer, self.options.scale_init, **dd)
+        if layer.kind == 'pass':
+            return Pass(layer)
+        if layer.phase == Phase.POOLED:
+            return LinearUnits(layer, drop_rate=self.drop_rate, **dd)
+        return self.new_units(layer, dd)
+
+    def _generator_for(self, name: str) -> torch.Generator:
+        """Random numbers that depend on torch's seed and a parameter's name alone, not on what was drawn before."""
+        digest = hashlib.sha256(f'{torch.initial_seed()}/{name}'.encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], 'little') >> 1)
+
+    def init_new(self, first_step: int) -> None:
+        """Give the layers added from a step on their first values (again)."""
+        copies = {layer.name for layer in self.plan.layers if layer.like_old} if self.options.new_init == 'copy' else ()
+        for name, added in self.grown.items():
+            if added.step >= first_step:
+                added.init_new(lambda parameter, name=name: self._generator_for(f'grown.{name}.{parameter}'))
+                if name in copies:
+                    copy_units(added, *self.old_units(added.level), self._generator_for(f'grown.{name}.copy'))
+
+    def init_classifier(self) -> None:
+        """Give the classifier first values: torch's own law for linear layers, from the seed alone."""
+        classifier = self.get_classifier()
+        if isinstance(classifier, nn.Linear):
+            bound = classifier.in_features**-0.5
+            for name, parameter in classifier.named_parameters():
+                init_uniform(parameter, bound, self._generator_for(f'{self.classifier_name}.{name}'))
+
+    def keep_columns(self, old: nn.Module, old_plan: Plan | None) -> None:
+        """Let the classifier go on with an earlier one's columns, the new ones at zero, where it still reads the same.
+
+        Args:
+            old: The earlier classifier.
+            old_plan: The plan of the network that it belonged to, None for the old network.
+        """
+        new = self.get_classifier()
+        if isinstance(old, nn.Linear) and isinstance(new, nn.Linear) and not old.weight.is_meta:
+            blocks = old_plan.blocks if old_plan else (old_levels(self)[0].name,)
+            if self.plan.blocks[: len(blocks)] == blocks and old.out_features == new.out_features:
+                with torch.no_grad():
+                    new.weight.zero_()
+                    new.weight[:, : old.in_features] = old.weight
+                    new.bias.copy_(old.bias)
+
+    def _label(self) -> None:
+        """Record where timm looks for it how the network can be built again."""
+        cfg = getattr(self, 'pretrained_cfg', {})
+        if not hasattr(self, 'base_name'):
+            self.base_name = cfg.get('architecture')
+        kind = re.match('[a-z]*', self.growth)
+        names = [f'{self.base_name}_{self.growth}', f'{self.base_name}_{kind[0] if kind else ""}']
+        known = next((name for name in names if is_model(name)), names[0])
+        self.pretrained_cfg = self.default_cfg = {**cfg, 'architecture': known}
+        self._model_args = {**getattr(self, '_model_args', {}), 'growth': self.growth, **vars(self.options)}
+
+    def shed(self) -> None:
+        """Become the old network again, without classifier; for `prune_intermediate_layers`."""
+        self.reset_classifier(0)
+        self.num_features = self.feature_widths[0]
+        self.__class__ = self.base_class
+        del self.grown, self.plan, self.taps, self.feature_names, self.feature_widths, self.pooled, self.top
+        del self.growth, self.options, self.settled
+
+    # timm's model interface -------------------------------------------------------------------------------------------
+
+    def forward_added(self, values: dict[str, Tensor], phase: int) -> dict[str, Tensor]:
+        """Add the values of the added layers of one phase."""
+        for name, added in self.grown.items():
+            if added.phase == phase:
+                values[name] = added([values[read] for read in added.reads])
+        return values
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, in_chans, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The trunk's last map, with what the head reads besides appended as channels, average-pooled to its size."""
+        return self.join_features(self.forward_trunk(x, self.taps))
+
+    def join_features(self, values: dict[str, Tensor]) -> Tensor:
+        """`forward_features` from the trunk's values on."""
+        values = self.forward_added(values, 0)
+        last = values[self.feature_names[0]]
+        if len(self.feature_names) == 1:
+            return last
+        return torch.cat([last] + [match_size(values[name], last) for name in self.feature_names[1:]], 1)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool every block, reconcile it, and classify what all blocks say; or return that, shape (N, head_hidden_size)."""
+        values: dict[str, Tensor] = {}
+        parts = x.split(self.feature_widths, 1)
+        for i, name in enumerate(self.feature_names):
+            values[name] = parts[i]
+        values = self.forward_added(self.forward_top(values), 1)
+        for name in self.pooled:
+            values[name] = self.pool(values[name])
+        values = self.forward_added(values, 2)
+        return self.classify(torch.cat([values[name] for name in self.top], 1), pre_logits)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Give the network a fresh classifier; what has grown stays.
+
+        Args:
+            num_classes: Number of classes, 0 for none.
+            global_pool: Another pooling, None to keep the present one.
+
+        Raises:
+            ValueError: If added layers read pooled vectors that the other pooling makes wider.
+        """
+        dd = get_device_dtype(self)
+        super().reset_classifier(0, global_pool)  # type: ignore[misc]
+        self.num_classes = num_classes
+        if self.plan_for(self, parse(self.growth), self.options).layers != self.plan.layers:
+            raise ValueError(f'Growth {self.growth} was built for another pooling than {global_pool!r}; grow after it.')
+        self._wire()
+        if num_classes > 0:
+            parent, _, name = self.classifier_name.rpartition('.')
+            classifier = nn.Linear(self.head_hidden_size, num_classes, **dd)
+            setattr(self.get_submodule(parent), name, classifier.train(self.training))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+        extra_blocks: bool = False,
+    ) -> Any:
+        """As the old network's, the features being those of `forward_features`; see timm."""
+        names = self.feature_levels(extra_blocks)
+        take, last = feature_take_indices(len(names), indices)
+        if intermediates_only or (stop_early and last < len(names) - 1):
+            extra = dict(extra_blocks=True) if extra_blocks else {}
+            return self.base_class.forward_intermediates(  # type: ignore[attr-defined]
+                self, x, indices, norm, stop_early, output_fmt, intermediates_only, **extra
+            )
+        assert output_fmt == 'NCHW', 'Output shape must be NCHW.'
+        values = self.forward_trunk(x, [*self.taps, *(names[i] for i in take)])
+        return self.join_features(dict(values)), [values[names[i]] for i in take]
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True, **kwargs: Any
+    ) -> list[int]:
+        """As the old network's; what has grown goes with the head."""
+        base, count = self.base_class, len(self.feature_levels(**kwargs))
+        if prune_head or prune_norm or feature_take_indices(count, indices)[1] < count - 1:
+            self.shed()
+        return base.prune_intermediate_layers(self, indices, prune_norm, prune_head, **kwargs)  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a checkpoint of this network, of the network before it grew, or of one in between.
+
+        Which of them it is is told from its keys. What the checkpoint lacks because it had not grown yet starts afresh.
+
+        Args:
+            state_dict: The checkpoint.
+            strict: Refuse a checkpoint that is none of these; otherwise load what fits, as torch does.
+            assign: Take the checkpoint's tensors themselves; always done for parameters that are on the meta device.
+
+        Raises:
+            ValueError: If `strict` and the checkpoint fits neither the grown network nor what it grew from.
+        """
+        assign = assign or any(parameter.is_meta for parameter in self.parameters())
+        if not strict:
+            return super().load_state_dict(state_dict, strict=False, assign=assign)
+        adapted, settled = adapt(state_dict, self)
+        result = super().load_state_dict(adapted, assign=assign)
+        if settled < len(parse(self.growth).steps):
+            self.settled = settled
+            self.init_new(settled)
+        return result

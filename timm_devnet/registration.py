@@ -1,0 +1,139 @@
+"""How grown networks enter timm's registry and are built from their base's weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    list_models,
+    model_entrypoint,
+    register_model,
+)
+from torch import nn
+
+from .checkpoint import filter_checkpoint
+from .grown import Grown, Options, family_of
+from .growth import parse
+
+__all__ = ['create_grown', 'grown_cfgs', 'register_grown']
+
+
+def grown_cfgs(bases: Iterable[str], growths: Iterable[str]) -> Mapping[str, Any]:
+    """timm's `default_cfgs` for grown networks: a cfg for each base, growth and tag of the base's weights.
+
+    The tag names the weights that a network grows from; they are the base's own, wherever timm finds them.
+    """
+    cfgs: dict[str, dict[str, Any]] = {}
+    for base in bases:
+        for tagged in list_models(f'{base}.*', include_tags=True):
+            cfg = get_pretrained_cfg(tagged)
+            assert cfg is not None
+            for growth in growths:
+                own = {**asdict(cfg), 'architecture': None, 'tag': None}
+                cfgs[f'{base}_{growth}.{tagged.partition(".")[2]}'] = own
+    return generate_default_cfgs(cfgs)
+
+
+def register_grown(module: str, bases: Iterable[str], growths: Sequence[str], feature_levels: int) -> None:
+    """Register every growth of every base with timm.
+
+    Args:
+        module: The name of the calling module, whose `default_cfgs` must be there already.
+        bases: Names of registered architectures.
+        growths: Growth names.
+        feature_levels: How many levels `features_only` gives unless told otherwise.
+    """
+    for base in bases:
+        for growth in growths:
+            _register(module, base, growth, feature_levels)
+
+
+def _register(module: str, base: str, growth: str, feature_levels: int) -> None:
+    variant = f'{base}_{growth}'
+
+    def entrypoint(
+        pretrained: bool = False,
+        growth: str = growth,
+        scale_init: float | None = 10.0,
+        new_init: str = 'random',
+        **kwargs: Any,
+    ) -> nn.Module:
+        options = Options(scale_init, new_init)
+        kwargs.setdefault('out_indices', tuple(range(feature_levels))) if kwargs.get('features_only') else None
+        return create_grown(variant, base, growth, options, pretrained, **kwargs)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = variant
+    entrypoint.__module__ = module  # timm looks there for default_cfgs, and lists the model under its last part
+    entrypoint.__doc__ = f'`{base}` grown by {growth}; see `timm_devnet.grow` for the arguments.'
+    setattr(sys.modules[module], variant, entrypoint)
+    register_model(entrypoint)
+
+
+def create_grown(
+    variant: str, base: str, growth: str, options: Options, pretrained: bool = False, **kwargs: Any
+) -> nn.Module:
+    """Build a grown network, with its base's weights or a grown checkpoint's if `pretrained`.
+
+    Then the base is laid out on the meta device, so that nothing is initialised that the weights overwrite.
+
+    Args:
+        variant: Its registered name.
+        base: The registered name of the old network.
+        growth: What is added.
+        options: How new units meet old ones.
+        pretrained: Whether to load weights.
+        **kwargs: timm's: for its `build_model_with_cfg` and for the base's constructor, which refuses unknown ones.
+
+    Returns:
+        The network, or its feature extractor with `features_only=True`.
+    """
+
+    def build(**model_kwargs: Any) -> nn.Module:
+        if pretrained:
+            model_kwargs['device'] = 'meta'
+        model = model_entrypoint(base)(pretrained=False, **model_kwargs)
+        family = family_of(model)
+        parsed = parse(growth, family.default_units)
+        family.plan_for(model, parsed, options)
+        model.__class__ = family
+        model.take(parsed, options, settled=0)
+        return model
+
+    model = build_model_with_cfg(
+        build,
+        variant,
+        pretrained,
+        feature_cfg=dict(feature_cls='getter', flatten_sequential=True),
+        pretrained_filter_fn=filter_checkpoint,
+        **kwargs,
+    )
+    if pretrained:
+        model.pretrained_cfg.pop('state_dict', None)  # timm leaves a copy of the weights there
+        _finish(model, kwargs.get('device'))
+    return model
+
+
+def _finish(model: nn.Module, device: torch.device | str | None) -> None:
+    """Give first values to what the weights did not have, and leave the meta device."""
+    if isinstance(model, Grown):
+        fresh = [added for added in model.grown.values() if _on_meta(added)]
+        for added in fresh:
+            added.to_empty(device='cpu')
+        model.init_new(min((added.step for added in fresh), default=len(model.grown)))
+        if _on_meta(model.get_classifier()):
+            model.get_classifier().to_empty(device='cpu')
+            model.init_classifier()
+    assert not _on_meta(model), 'a tensor is left without values'
+    if device is not None:
+        model.to(device)
+
+
+def _on_meta(module: nn.Module) -> bool:
+    return any(tensor.is_meta for tensors in (module.parameters(), module.buffers()) for tensor in tensors)
