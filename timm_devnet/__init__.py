@@ -1,12 +1,13 @@
 """A timm plugin of networks that grow: `import timm_devnet` registers grown architectures with timm."""
 
 from . import models
+from .grown import block_logits, block_names, grow
 from .growth import Growth
 from .growth import parse as parse_growth
-from .grown import block_logits, block_names, grow
 from .models.efficientnet_grown import convert_lite
 from .reconcile import Reconcile, reconcile
 from .regimes import parameter_groups, regimes
+from .registration import resolve_name
 
 __all__ = [
     'Growth',
@@ -20,4 +21,5 @@ __all__ = [
     'parse_growth',
     'reconcile',
     'regimes',
+    'resolve_name',
 ]

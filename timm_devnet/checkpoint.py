@@ -25,8 +25,8 @@ def adapt(state_dict: Mapping[str, Any], model: Grown, new_classes: bool = False
     """Complete a checkpoint of a grown network, of its base, or of a growth in between.
 
     Args:
-        state_dict: The checkpoint, in timm's names or in another layout that the family knows.
-        model: The grown network. What the checkpoint lacks because it had not grown yet is filled with the network's own
+        state_dict: The checkpoint, in timm's names or in another layout that the family knows. model: The grown
+        network. What the checkpoint lacks because it had not grown yet is filled with the network's own
             tensors; a classifier is widened with zeros where it goes on reading what it read.
         new_classes: Whether the network was asked for other classes than its checkpoint's, so that it keeps its own
             classifier where the numbers differ.
@@ -40,7 +40,7 @@ def adapt(state_dict: Mapping[str, Any], model: Grown, new_classes: bool = False
     given = {key: value for key, value in model.to_own_layout(state_dict).items() if isinstance(value, Tensor)}
     own, head = model.state_dict(), model.classifier_name + '.'
     steps = parse(model.growth).steps
-    added = [{f'{_ADDED}{n}.{key}' for n, m in model.grown.items() if m.step < count for key in m.state_dict()} for count in range(len(steps) + 1)]
+    added = [_keys_of_growths(model, count) for count in range(len(steps) + 1)]
     held = next((n for n in reversed(range(len(added))) if _added_keys(given) == added[n]), None)
     wanted = {key for key in own if not key.startswith((_ADDED, head))} | (added[held] if held is not None else set())
     first_convs = _first_convs(model)  # their channels are timm's to adapt
@@ -64,15 +64,17 @@ def adapt(state_dict: Mapping[str, Any], model: Grown, new_classes: bool = False
 def filter_checkpoint(state_dict: Mapping[str, Any], model: Grown) -> dict[str, Tensor]:
     """`adapt` as the filter of timm's `load_pretrained`, for a network under construction.
 
-    timm drops the classifier of a checkpoint, and with it all strictness, whenever the number of classes differs from the
-    pretrained cfg's, even if the checkpoint has just the classifier that was asked for. So the classifier is set here.
+    timm drops the classifier of a checkpoint, and with it all strictness, whenever the number of classes differs from
+    the pretrained cfg's, even if the checkpoint has just the classifier that was asked for. So the classifier is set
+    here.
     """
     new_classes = model.num_classes != model.pretrained_cfg.get('num_classes')
     adapted, held = adapt(state_dict, model, new_classes)
     if held < len(parse(model.growth).steps):
         model.settled = held
     own = model.state_dict()
-    # A copy, not the memory map that safetensors gives: whoever overwrites the file must not change or kill the network.
+    # A copy, not the memory map that safetensors gives: whoever overwrites the file must not change or kill the
+    # network.
     copied = {
         key: value if value.is_meta else value.to(own[key].dtype, copy=True, memory_format=torch.contiguous_format)
         for key, value in adapted.items()
@@ -85,19 +87,23 @@ def filter_checkpoint(state_dict: Mapping[str, Any], model: Grown) -> dict[str, 
 
 
 def _fit_classifier(given: Mapping[str, Tensor], model: Grown, held: Growth, new_classes: bool) -> dict[str, Tensor]:
-    """The classifier's entries: the checkpoint's, widened where the network has grown since; none where it starts anew."""
+    """The classifier's entries: the checkpoint's, widened where the network has grown since; none for a fresh one."""
     prefix, classifier = model.classifier_name + '.', model.get_classifier()
     weight, bias = given.get(prefix + 'weight'), given.get(prefix + 'bias')
     if weight is None or bias is None or not isinstance(classifier, nn.Linear):
         return {}
     if len(weight) != classifier.out_features:
         if new_classes:
-            _logger.info(f'The checkpoint has {len(weight)} classes, the network {classifier.out_features}: new classifier.')
+            _logger.info(
+                f'The checkpoint has {len(weight)} classes, the network {classifier.out_features}: new classifier.'
+            )
             return {}
         raise ValueError(
-            f'The checkpoint has a classifier for {len(weight)} classes, the network one for {classifier.out_features}: '
+            f'The checkpoint has a classifier for {len(weight)} classes, the network for {classifier.out_features}: '
             f'build the network with num_classes={len(weight)} to keep it, or with your own number for a new one.'
         )
+    if weight.shape == classifier.weight.shape:
+        return {prefix + 'weight': weight, prefix + 'bias': bias}
     before = model.plan_for(model, held, model.options) if held.steps else None
     blocks = before.blocks if before else (model.levels(model)[0].name,)
     if model.plan.blocks[: len(blocks)] != blocks:
@@ -105,6 +111,10 @@ def _fit_classifier(given: Mapping[str, Tensor], model: Grown, held: Growth, new
     wide = weight.new_zeros(classifier.weight.shape)
     wide[:, : weight.shape[1]] = weight
     return {prefix + 'weight': wide, prefix + 'bias': bias}
+
+
+def _keys_of_growths(model: Grown, count: int) -> set[str]:
+    return {f'{_ADDED}{n}.{key}' for n, m in model.added() if m.step < count for key in m.state_dict()}
 
 
 def _added_keys(keys: Collection[str]) -> set[str]:

@@ -1,15 +1,16 @@
 """What a grown network is: its old network as it was, plus an ordered list of added layers.
 
 The old parameters keep their names and go on reading only each other; all that growth adds lives in `model.grown`, so a
-grown state dict is a superset of its base's and what fine-tuning changed is a subtraction. A family of networks says in a
-subclass of `Grown` what its levels are and how its old layers run; everything else is told here, once.
+grown state dict is a superset of its base's and what fine-tuning changed is a subtraction. A family of networks says in
+a subclass of `Grown` what its levels are and how its old layers run; everything else is told here, once.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from timm.layers import get_device_dtype
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from .checkpoint import adapt
 from .growth import PAPER_UNITS, Growth, parse
-from .layers import ConvUnits, LinearUnits, Pass, Scaled, copy_units, init_uniform, match_size
+from .layers import Added, ConvUnits, LinearUnits, Pass, Scaled, copy_units, init_uniform, match_size
 from .plan import Layer, Level, Phase, Plan, plan
 
 __all__ = ['FAMILIES', 'Grown', 'Options', 'block_logits', 'block_names', 'grow', 'grows', 'old_levels']
@@ -41,7 +42,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.scale_init is not None and not 0 < self.scale_init < float('inf'):
-            raise ValueError(f'scale_init is a positive number, or None for no reconciliation; given {self.scale_init!r}.')
+            raise ValueError(
+                f'scale_init is a positive number, or None for no reconciliation; given {self.scale_init!r}.'
+            )
         if self.new_init not in ('random', 'copy'):
             raise ValueError(f"new_init is 'random' or 'copy', not {self.new_init!r}.")
 
@@ -78,8 +81,8 @@ def old_levels(model: nn.Module) -> list[Level]:
 def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_init: str = 'random') -> nn.Module:
     """Let a network grow: add new units, keep everything it has learnt.
 
-    Works on a plain network and on one that has grown before, trained or not; its parameters stay the same objects. Where
-    the classifier can go on reading what it read, its columns stay and the new ones start at zero.
+    Works on a plain network and on one that has grown before, trained or not; its parameters stay the same objects.
+    Where the classifier can go on reading what it read, its columns stay and the new ones start at zero.
 
     New units depend on torch's seed (`torch.manual_seed`) and on their names alone: the same seed gives the same units,
     however the network was built.
@@ -120,6 +123,13 @@ def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_ini
     assert isinstance(model, Grown)
     model.take(whole, options, settled=len(before))
     return model
+
+
+def registered_for(base: str, growth: str) -> str | None:
+    """The registered name under which timm builds a growth of a base, if need be with the argument `growth`."""
+    kind = growth.rstrip('0123456789')
+    names = (f'{base}_{name}' for name in (growth, kind, re.split('[0-9_]', growth)[0], 'wa'))
+    return next((name for name in names if is_model(name)), None)
 
 
 def block_names(model: nn.Module) -> list[str]:
@@ -163,6 +173,18 @@ class Grown(nn.Module):
     classifier_name: ClassVar[str]
     default_units: ClassVar[Mapping[str, int]] = PAPER_UNITS  # of each kind, where a growth name gives none
 
+    if TYPE_CHECKING:  # set by `take` and by the old network's class; TorchScript must not see these
+        grown: nn.ModuleDict
+        growth: str
+        options: Options
+        plan: Plan
+        settled: int
+        num_classes: int
+        drop_rate: float
+        pretrained_cfg: dict[str, Any]
+
+        def get_classifier(self) -> nn.Module: ...
+
     # What a family tells ----------------------------------------------------------------------------------------------
 
     @classmethod
@@ -195,7 +217,7 @@ class Grown(nn.Module):
         """New units on maps, in this family's manner; `dd` says where (device) and what (dtype) they are."""
         raise NotImplementedError
 
-    def old_units(self, level: str) -> tuple[nn.Module, nn.Module | None]:
+    def old_units(self, level: str) -> tuple[nn.Conv2d, nn.Module | None]:
         """The old layer at a level, whose units can be copied, and its normalisation."""
         raise NotImplementedError
 
@@ -260,6 +282,10 @@ class Grown(nn.Module):
         self.num_features = sum(self.feature_widths)
         self.head_hidden_size = sum(width for _, width in self.plan.top)
 
+    def added(self) -> Iterator[tuple[str, Added]]:
+        """The added layers and their names, in order."""
+        return ((name, cast(Added, module)) for name, module in self.grown.items())
+
     def _build(self, layer: Layer) -> nn.Module:
         dd = get_device_dtype(self)
         if layer.kind == 'scaled':
@@ -271,19 +297,20 @@ class Grown(nn.Module):
             return LinearUnits(layer, drop_rate=self.drop_rate, **dd)
         return self.new_units(layer, dd)
 
-    def _generator_for(self, name: str) -> torch.Generator:
+    def _generator_for(self, module: str, parameter: str) -> torch.Generator:
         """Random numbers that depend on torch's seed and a parameter's name alone, not on what was drawn before."""
-        digest = hashlib.sha256(f'{torch.initial_seed()}/{name}'.encode()).digest()
+        digest = hashlib.sha256(f'{torch.initial_seed()}/{module}.{parameter}'.encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], 'little') >> 1)
 
     def init_new(self, first_step: int) -> None:
         """Give the layers added from a step on their first values (again)."""
         copies = {layer.name for layer in self.plan.layers if layer.like_old} if self.options.new_init == 'copy' else ()
-        for name, added in self.grown.items():
+        for name, added in self.added():
             if added.step >= first_step:
-                added.init_new(lambda parameter, name=name: self._generator_for(f'grown.{name}.{parameter}'))
+                added.init_new(partial(self._generator_for, f'grown.{name}'))
                 if name in copies:
-                    copy_units(added, *self.old_units(added.level), self._generator_for(f'grown.{name}.copy'))
+                    assert isinstance(added, ConvUnits | LinearUnits)
+                    copy_units(added, *self.old_units(added.level), self._generator_for(f'grown.{name}', 'copy'))
 
     def init_classifier(self) -> None:
         """Give the classifier first values: torch's own law for linear layers, from the seed alone."""
@@ -291,7 +318,7 @@ class Grown(nn.Module):
         if isinstance(classifier, nn.Linear):
             bound = classifier.in_features**-0.5
             for name, parameter in classifier.named_parameters():
-                init_uniform(parameter, bound, self._generator_for(f'{self.classifier_name}.{name}'))
+                init_uniform(parameter, bound, self._generator_for(self.classifier_name, name))
 
     def keep_columns(self, old: nn.Module, old_plan: Plan | None) -> None:
         """Let the classifier go on with an earlier one's columns, the new ones at zero, where it still reads the same.
@@ -314,17 +341,15 @@ class Grown(nn.Module):
         cfg = getattr(self, 'pretrained_cfg', {})
         if not hasattr(self, 'base_name'):
             self.base_name = cfg.get('architecture')
-        kind = re.match('[a-z]*', self.growth)
-        names = [f'{self.base_name}_{self.growth}', f'{self.base_name}_{kind[0] if kind else ""}']
-        known = next((name for name in names if is_model(name)), names[0])
-        self.pretrained_cfg = self.default_cfg = {**cfg, 'architecture': known}
+        known = registered_for(self.base_name, self.growth)
+        self.pretrained_cfg = self.default_cfg = {**cfg, 'architecture': known or f'{self.base_name}_{self.growth}'}
         self._model_args = {**getattr(self, '_model_args', {}), 'growth': self.growth, **vars(self.options)}
 
     def shed(self) -> None:
         """Become the old network again, without classifier; for `prune_intermediate_layers`."""
         self.reset_classifier(0)
         self.num_features = self.feature_widths[0]
-        self.__class__ = self.base_class
+        self.__class__ = self.base_class  # type: ignore[assignment]
         del self.grown, self.plan, self.taps, self.feature_names, self.feature_widths, self.pooled, self.top
         del self.growth, self.options, self.settled
 
@@ -332,9 +357,9 @@ class Grown(nn.Module):
 
     def forward_added(self, values: dict[str, Tensor], phase: int) -> dict[str, Tensor]:
         """Add the values of the added layers of one phase."""
-        for name, added in self.grown.items():
+        for name, added in self.grown.items():  # as TorchScript can compile it
             if added.phase == phase:
-                values[name] = added([values[read] for read in added.reads])
+                values[name] = added([values[read] for read in added.reads])  # type: ignore[union-attr]
         return values
 
     def forward(self, x: Tensor) -> Tensor:
@@ -354,7 +379,7 @@ class Grown(nn.Module):
         return torch.cat([last] + [match_size(values[name], last) for name in self.feature_names[1:]], 1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool every block, reconcile it, and classify what all blocks say; or return that, shape (N, head_hidden_size)."""
+        """Pool every block, reconcile and classify; or give what the classifier reads, (N, head_hidden_size)."""
         values: dict[str, Tensor] = {}
         parts = x.split(self.feature_widths, 1)
         for i, name in enumerate(self.feature_names):
@@ -401,9 +426,8 @@ class Grown(nn.Module):
         take, last = feature_take_indices(len(names), indices)
         if intermediates_only or (stop_early and last < len(names) - 1):
             extra = dict(extra_blocks=True) if extra_blocks else {}
-            return self.base_class.forward_intermediates(  # type: ignore[attr-defined]
-                self, x, indices, norm, stop_early, output_fmt, intermediates_only, **extra
-            )
+            forward = cast(Any, self.base_class).forward_intermediates
+            return forward(self, x, indices, norm, stop_early, output_fmt, intermediates_only, **extra)
         assert output_fmt == 'NCHW', 'Output shape must be NCHW.'
         values = self.forward_trunk(x, [*self.taps, *(names[i] for i in take)])
         return self.join_features(dict(values)), [values[names[i]] for i in take]
@@ -415,7 +439,8 @@ class Grown(nn.Module):
         base, count = self.base_class, len(self.feature_levels(**kwargs))
         if prune_head or prune_norm or feature_take_indices(count, indices)[1] < count - 1:
             self.shed()
-        return base.prune_intermediate_layers(self, indices, prune_norm, prune_head, **kwargs)  # type: ignore[attr-defined]
+        prune = cast(Any, base).prune_intermediate_layers
+        return prune(self, indices, prune_norm, prune_head, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a checkpoint of this network, of the network before it grew, or of one in between.

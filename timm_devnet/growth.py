@@ -1,9 +1,9 @@
 """The growth language: what `wa2048`, `mwa512` or `wa2048_wa1024` adds to a network. Pure data, no torch.
 
 Levels count downwards from the top of the network as it stands: 0 is the top layer (the last one before the classifier:
-FC7 of AlexNet and VGG, `conv_head` of EfficientNet), 1 the layer that the top layer reads (FC6, the last stage), 2 and 3
-the next ones below. A block of new units stands beside a level, reads levels below it, and is read by new units above it
-or, at the top, by the classifier. Every growth is a list of such blocks; each name is a short way to write one.
+FC7 of AlexNet and VGG, `conv_head` of EfficientNet), 1 the layer that the top layer reads (FC6, the last stage), 2 and
+3 the next ones below. A block of new units stands beside a level, reads levels below it, and is read by new units above
+it or, at the top, by the classifier. Every growth is a list of such blocks; each name is a short way to write one.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def match_size(x: Tensor, like: Tensor) -> Tensor:
     """Average-pool a map (N, C, H, W) to the height and width of `like`, if it has another."""
     if x.shape[-2:] == like.shape[-2:]:
         return x
-    return F.adaptive_avg_pool2d(x, [like.shape[-2], like.shape[-1]])
+    return F.adaptive_avg_pool2d(x, (like.shape[-2], like.shape[-1]))
 
 
 class Added(nn.Module):
@@ -92,7 +92,7 @@ class ConvUnits(Added):
         layer: Layer,
         norm: nn.Module | None = None,
         act: nn.Module | None = None,
-        conv: nn.Module | None = None,
+        conv: nn.Conv2d | None = None,
         drop_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -183,7 +183,7 @@ class Scaled(Added):
 
 def copy_units(
     units: ConvUnits | LinearUnits,
-    old: nn.Module,
+    old: nn.Conv2d,
     old_norm: nn.Module | None,
     generator: torch.Generator,
     noise: float = 0.1,
@@ -206,7 +206,9 @@ def copy_units(
     with torch.no_grad():
         old_weight = old.weight.detach().cpu().float()
         count = len(new.weight)
-        chosen = torch.cat([torch.randperm(len(old_weight), generator=generator) for _ in range(-(-count // len(old_weight)))])
+        chosen = torch.cat(
+            [torch.randperm(len(old_weight), generator=generator) for _ in range(-(-count // len(old_weight)))]
+        )
         chosen = chosen[:count]
         inputs = old_weight.shape[1]
         weight = torch.zeros((count, new.weight.shape[1], *old_weight.shape[2:]))
@@ -216,6 +218,7 @@ def copy_units(
         if new.bias is not None and old.bias is not None:
             new.bias.copy_(old.bias[chosen.to(old.bias.device)])
         if old_norm is not None:
+            assert isinstance(units, ConvUnits)
             own = units.norm.state_dict()
             for key, value in old_norm.state_dict().items():
                 own[key].copy_(value[chosen.to(value.device)] if value.ndim else value)

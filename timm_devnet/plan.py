@@ -92,8 +92,8 @@ class Plan:
 def plan(levels: Sequence[Level], final: str, growth: Growth, reconciled: bool = True, pool_mult: int = 1) -> Plan:
     """Wire a growth into a network.
 
-    New units that read several blocks, or the network's top, read them reconciled; a single block lower down they read as
-    it is, like the old layer there. Whatever the classifier reads is reconciled.
+    New units that read several blocks, or the network's top, read them reconciled; a single block lower down they read
+    as it is, like the old layer there. Whatever the classifier reads is reconciled.
 
     Args:
         levels: The old network's levels, from the top down.
@@ -138,7 +138,7 @@ class _Planner:
         if max(*block.reads, block.level) >= len(self.stack):
             names = ', '.join(blocks[0] for blocks in self.stack)
             raise ValueError(
-                f'Growth {growth} reads level {max(block.reads)}; the network has levels 0 to {len(self.stack) - 1}: {names}.'
+                f'Growth {growth} reads level {max(block.reads)}; the network has these, from level 0 down: {names}.'
             )
         reads = [name for level in block.reads for name in self.stack[level]]
         if block.level == ON_TOP:
@@ -204,7 +204,7 @@ class _Planner:
             self.pooled.append(name)
 
     def is_pooled(self, name: str) -> bool:
-        """Whether a block belongs to a level that is read as pooled vectors: the old top once something stands on it."""
+        """Whether a block stands at a level that is read as vectors: the top, and tops that something was put on."""
         return any(name in blocks for blocks in self.stack[: self.deep + 1])
 
     def width_in(self, name: str, phase: Phase) -> int:
@@ -228,9 +228,7 @@ class _Planner:
             taps=tuple(self.taps),
             features=tuple((name, self.width[name]) for name in self.features),
             pooled=tuple(self.pooled),
-            top=tuple(
-                (name, self.width_in(block, Phase.POOLED)) for name, block in zip(self.top, blocks, strict=True)
-            ),
+            top=tuple((name, self.width_in(block, Phase.POOLED)) for name, block in zip(self.top, blocks, strict=True)),
             blocks=tuple(blocks),
         )
 

@@ -12,8 +12,8 @@ __all__ = ['Reconcile', 'reconcile']
 def reconcile(block: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
     """Divide each sample's activations by their L2 norm and scale every channel.
 
-    Brings old and new units to one magnitude, so that both learn at the same pace. The norm is taken over the channels of
-    one sample (and of one position, where the block is a map), in float32 at least.
+    Brings old and new units to one magnitude, so that both learn at the same pace. The norm is taken over the channels
+    of one sample (and of one position, where the block is a map), in float32 at least.
 
     Args:
         block: Activations after the nonlinearity, shape (N, K * C) or (N, K * C, H, W); K is 1, or 2 where the pooling

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -41,11 +41,11 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Make a network ready for a regime: freeze what it leaves alone, group the rest for the optimizer.
 
-    What is frozen has no gradient and no optimizer state; its BatchNorm and dropout are in evaluation, and stay so through
-    `model.train()`, until this function is called again.
+    What is frozen has no gradient and no optimizer state; its BatchNorm and dropout are in evaluation, and stay so
+    through `model.train()`, until this function is called again.
 
-    The groups carry timm's `lr_scale`, which timm's schedulers apply and others ignore: train with one of timm's. Biases,
-    norms and scales (all parameters of one dimension) are not decayed.
+    The groups carry timm's `lr_scale`, which timm's schedulers apply and others ignore: train with one of timm's.
+    Biases, norms and scales (all parameters of one dimension) are not decayed.
 
     Args:
         model: A network that can grow, grown or not, before it is wrapped or compiled.
@@ -73,13 +73,17 @@ def parameter_groups(
     levels = _trainable_levels(model)
     trained = set(levels[: known.index(regime)])
     groups: dict[str, dict[str, Any]] = {}
-    for name, parameter, is_new, level in _told_apart(model):
+    for parameter, is_new, level in _told_apart(model):
         parameter.requires_grad_(is_new or regime == 'all' or level in trained)
         if parameter.requires_grad:
             decayed = parameter.ndim > 1
             label = ('new' if is_new else 'old') + ('' if decayed else ', not decayed')
             group = dict(
-                params=[], lr=lr, lr_scale=new_lr_mult if is_new else 1.0, weight_decay=weight_decay * decayed, name=label
+                params=[],
+                lr=lr,
+                lr_scale=new_lr_mult if is_new else 1.0,
+                weight_decay=weight_decay * decayed,
+                name=label,
             )
             groups.setdefault(label, group)['params'].append(parameter)
     _keep_frozen_in_eval(model)
@@ -90,22 +94,25 @@ def _trainable_levels(model: nn.Module) -> list[str]:
     """The top level and the one below, and above them those that earlier growths have made, from the top down."""
     earlier = []
     if isinstance(model, Grown):
-        earlier = [name for name in reversed(model.plan.levels) if model.grown[name].step < model.settled]
+        steps = {name: added.step for name, added in model.added()}
+        earlier = [name for name in reversed(model.plan.levels) if steps[name] < model.settled]
     return [*earlier, *(level.name for level in old_levels(model)[:2])]
 
 
-def _told_apart(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool, str | None]]:
-    """Every parameter: its name, itself, whether it is new, and else the level that it belongs to, if any."""
-    classifier = {id(parameter) for parameter in model.get_classifier().parameters()}
+def _told_apart(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool, str | None]]:
+    """Every parameter, whether it is new, and the level that it belongs to, if any."""
+    classifier = {id(parameter) for parameter in cast(Any, model).get_classifier().parameters()}
+    added = dict(model.added()) if isinstance(model, Grown) else {}
     places = {module + '.': level.name for level in old_levels(model) for module in level.modules}
     for name, parameter in model.named_parameters():
         if id(parameter) in classifier:
-            yield name, parameter, True, None
+            yield parameter, True, None
         elif isinstance(model, Grown) and name.startswith('grown.'):
-            added = model.grown[name.split('.')[1]]
-            yield name, parameter, added.step >= model.settled, added.level
+            layer = added[name.split('.')[1]]
+            yield parameter, layer.step >= model.settled, layer.level
         else:
-            yield name, parameter, False, next((level for place, level in places.items() if name.startswith(place)), None)
+            level = next((level for place, level in places.items() if name.startswith(place)), None)
+            yield parameter, False, level
 
 
 def _keep_frozen_in_eval(model: nn.Module) -> None:

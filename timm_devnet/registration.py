@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models import (
+    PretrainedCfg,
     build_model_with_cfg,
     generate_default_cfgs,
     get_pretrained_cfg,
+    is_model,
     list_models,
     model_entrypoint,
     register_model,
@@ -19,10 +22,10 @@ from timm.models import (
 from torch import nn
 
 from .checkpoint import filter_checkpoint
-from .grown import Grown, Options, family_of
+from .grown import Grown, Options, family_of, registered_for
 from .growth import parse
 
-__all__ = ['create_grown', 'grown_cfgs', 'register_grown']
+__all__ = ['create_grown', 'grown_cfgs', 'register_grown', 'resolve_name']
 
 
 def grown_cfgs(bases: Iterable[str], growths: Iterable[str]) -> Mapping[str, Any]:
@@ -30,7 +33,7 @@ def grown_cfgs(bases: Iterable[str], growths: Iterable[str]) -> Mapping[str, Any
 
     The tag names the weights that a network grows from; they are the base's own, wherever timm finds them.
     """
-    cfgs: dict[str, dict[str, Any]] = {}
+    cfgs: dict[str, dict[str, Any] | PretrainedCfg] = {}
     for base in bases:
         for tagged in list_models(f'{base}.*', include_tags=True):
             cfg = get_pretrained_cfg(tagged)
@@ -76,6 +79,38 @@ def _register(module: str, base: str, growth: str, feature_levels: int) -> None:
     register_model(entrypoint)
 
 
+def resolve_name(name: str) -> tuple[str, dict[str, str]]:
+    """Find what timm's `create_model` needs to build any grown network, also of sizes that are not registered.
+
+    Args:
+        name: A model name, with or without a tag, such as `vgg16_wa2048.tv_in1k` or `vgg16_wa300_da50`.
+
+    Returns:
+        The registered name and further arguments for `create_model`.
+
+    Raises:
+        ValueError: If the name is no network's, or its ending is no growth.
+
+    Example:
+        >>> resolve_name('vgg16_wa300_da50')
+        ('vgg16_wa', {'growth': 'wa300_da50'})
+    """
+    if ':' in name or is_model(name):
+        return name, {}
+    plain, _, tag = name.partition('.')
+    words = plain.split('_')
+    for count in range(len(words) - 1, 0, -1):
+        base, growth = '_'.join(words[:count]), '_'.join(words[count:])
+        if is_model(base):
+            parse(growth)  # says what is wrong with it
+            registered = registered_for(base, growth)
+            if registered:
+                return registered + ('.' + tag if tag else ''), {'growth': growth}
+            raise ValueError(f'{base} has no registered growths; timm_devnet.grow can grow the networks that can grow.')
+    near = difflib.get_close_matches(plain, list_models(), n=3)
+    raise ValueError(f'Unknown model {name!r}.' + (f' Did you mean {", ".join(near)}?' if near else ''))
+
+
 def create_grown(
     variant: str, base: str, growth: str, options: Options, pretrained: bool = False, **kwargs: Any
 ) -> nn.Module:
@@ -115,7 +150,7 @@ def create_grown(
         **kwargs,
     )
     if pretrained:
-        model.pretrained_cfg.pop('state_dict', None)  # timm leaves a copy of the weights there
+        cast(Any, model).pretrained_cfg.pop('state_dict', None)  # timm leaves a copy of the weights there
         _finish(model, kwargs.get('device'))
     return model
 
@@ -123,12 +158,13 @@ def create_grown(
 def _finish(model: nn.Module, device: torch.device | str | None) -> None:
     """Give first values to what the weights did not have, and leave the meta device."""
     if isinstance(model, Grown):
-        fresh = [added for added in model.grown.values() if _on_meta(added)]
+        fresh = [added for _, added in model.added() if _on_meta(added)]
         for added in fresh:
             added.to_empty(device='cpu')
         model.init_new(min((added.step for added in fresh), default=len(model.grown)))
-        if _on_meta(model.get_classifier()):
-            model.get_classifier().to_empty(device='cpu')
+        classifier = model.get_classifier()
+        if _on_meta(classifier):
+            classifier.to_empty(device='cpu')
             model.init_classifier()
     assert not _on_meta(model), 'a tensor is left without values'
     if device is not None:

@@ -1,7 +1,7 @@
 """AlexNet as torchvision has it, in the frame of timm's VGG, and its growths.
 
-The top layer is FC7, `pre_logits.fc2`; it reads FC6, `pre_logits.fc1`. Below are the last pooled map, `pool5`, which FC6
-reads, and the convolutions `conv4` to `conv1`, each as it leaves its activation.
+The top layer is FC7, `pre_logits.fc2`; it reads FC6, `pre_logits.fc1`. Below are the last pooled map, `pool5`, which
+FC6 reads, and the convolutions `conv4` to `conv1`, each as it leaves its activation.
 
 Source:
     One weird trick for parallelizing convolutional neural networks (Krizhevsky, 2014), which torchvision's AlexNet
@@ -30,8 +30,8 @@ __all__ = ['AlexNet', 'GrownAlexNet']
 class AlexNet(VGG):
     """AlexNet: torchvision's architecture, its fully connected layers as convolutions like those of timm's VGG.
 
-    Gives torchvision's output for images of every size: the last map is average-pooled to 6x6, which is its own size at 224
-    px. Dropout stands after FC6 and before the classifier, as in timm's VGG, and is off by default.
+    Gives torchvision's output for images of every size: the last map is average-pooled to 6x6, which is its own size at
+    224 px. Dropout stands after FC6 and before the classifier, as in timm's VGG, and is off by default.
 
     Args:
         num_classes: Number of classes, 0 for none.

@@ -1,8 +1,8 @@
 """Grown EfficientNets whose top layer is a 1x1 convolution before the pooling; registered for EfficientNet-Lite.
 
-The top layer, in the part of FC7, is `conv_head` with its norm and activation `bn2`; it reads the last stage, `blocks.6`,
-in the part of FC6. Below are the earlier stages `blocks.5`, `blocks.4`, ... and the stem. New units are 1x1 convolutions
-with their own norm and activation; the classifier reads every block pooled.
+The top layer, in the part of FC7, is `conv_head` with its norm and activation `bn2`; it reads the last stage,
+`blocks.6`, in the part of FC6. Below are the earlier stages `blocks.5`, `blocks.4`, ... and the stem. New units are 1x1
+convolutions with their own norm and activation; the classifier reads every block pooled.
 
 Source:
     EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks (Tan, Le, 2019).
@@ -29,7 +29,7 @@ __all__ = ['GrownEfficientNet', 'convert_lite']
 
 
 @grows(EfficientNet)
-class GrownEfficientNet(Grown, EfficientNet):
+class GrownEfficientNet(Grown, EfficientNet):  # type: ignore[misc]  # prune_intermediate_layers takes **kwargs
     """An EfficientNet with new units; see `timm_devnet.grow`."""
 
     final = 'conv_head'
@@ -60,7 +60,7 @@ class GrownEfficientNet(Grown, EfficientNet):
         if 'conv_stem' in taps:
             values['conv_stem'] = x
         for i, stage in enumerate(self.blocks):
-            if self.grad_checkpointing and not torch.jit.is_scripting():
+            if self.grad_checkpointing and not torch.jit.is_scripting():  # noqa: SIM108 (TorchScript compiles no ternary)
                 x = checkpoint_seq(stage, x)
             else:
                 x = stage(x)
@@ -87,7 +87,7 @@ class GrownEfficientNet(Grown, EfficientNet):
         )
         return ConvUnits(layer, norm=norm, **dd)
 
-    def old_units(self, level: str) -> tuple[nn.Module, nn.Module | None]:
+    def old_units(self, level: str) -> tuple[nn.Conv2d, nn.Module | None]:
         return {'conv_head': (self.conv_head, self.bn2)}[level]
 
     @staticmethod
@@ -105,7 +105,7 @@ def _out_channels(stage: nn.Sequential) -> int:
 
 
 def convert_lite(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the PyTorch checkpoints that the original EfficientNet-Lite weights come in (`_conv_stem`, `_blocks.0`, ...).
+    """Rename a checkpoint in the layout that the original EfficientNet-Lite weights come in (`_conv_stem`, ...).
 
     Args:
         state_dict: Such a checkpoint, or one in timm's names, which passes unchanged.

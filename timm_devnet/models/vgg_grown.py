@@ -1,17 +1,17 @@
 """Grown VGG networks.
 
-The top layer is FC7, `pre_logits.fc2`; it reads FC6, `pre_logits.fc1`. Below are the last pooled map, `pool5`, which FC6
-reads, and the convolution stages `conv4` to `conv1`, each as it leaves its activation, before its pooling.
+The top layer is FC7, `pre_logits.fc2`; it reads FC6, `pre_logits.fc1`. Below are the last pooled map, `pool5`, which
+FC6 reads, and the convolution stages `conv4` to `conv1`, each as it leaves its activation, before its pooling.
 
 Source:
-    Very Deep Convolutional Networks for Large-Scale Image Recognition (Simonyan, Zisserman, 2014); Growing a Brain (Wang,
-    Ramanan, Hebert, 2017).
+    Very Deep Convolutional Networks for Large-Scale Image Recognition (Simonyan, Zisserman, 2014); Growing a Brain
+    (Wang, Ramanan, Hebert, 2017).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
@@ -38,7 +38,7 @@ class AtLeast(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The map (N, C, H, W), H and W at least `size`."""
         if x.shape[-2] < self.size or x.shape[-1] < self.size:
-            return F.adaptive_avg_pool2d(x, [max(self.size, x.shape[-2]), max(self.size, x.shape[-1])])
+            return F.adaptive_avg_pool2d(x, (max(self.size, x.shape[-2]), max(self.size, x.shape[-1])))
         return x
 
 
@@ -71,7 +71,7 @@ class GrownVGG(Grown, VGG):
     def _wire(self) -> None:
         super()._wire()
         if not hasattr(self, 'resize'):
-            self.resize = AtLeast(self.pre_logits.input_kernel_size)
+            self.resize: nn.Module = AtLeast(self.pre_logits.input_kernel_size)
         names = {end: name for name, end in self.trunk_ends(self).items()}
         self.end_names = [names.get(i, '') for i in range(len(self.features))]
 
@@ -103,7 +103,8 @@ class GrownVGG(Grown, VGG):
 
     def new_units(self, layer: Layer, dd: dict[str, Any]) -> ConvUnits | LinearUnits:
         if layer.like_old and layer.level == 'fc6':
-            conv = nn.Conv2d(layer.in_width, layer.width, self.pre_logits.fc1.kernel_size, **dd)
+            kernel_size = self.old_units('fc6')[0].kernel_size
+            conv = nn.Conv2d(layer.in_width, layer.width, cast(tuple[int, int], kernel_size), **dd)
             return ConvUnits(layer, conv=conv, act=nn.ReLU())
         if layer.phase == Phase.HEAD:
             return LinearUnits(layer, drop_rate=self.drop_rate, **dd)
@@ -111,13 +112,14 @@ class GrownVGG(Grown, VGG):
             return ConvUnits(layer, norm=BatchNormAct2d(layer.width, **dd), **dd)
         return ConvUnits(layer, act=nn.ReLU(), **dd)
 
-    def old_units(self, level: str) -> tuple[nn.Module, nn.Module | None]:
-        return {'fc7': self.pre_logits.fc2, 'fc6': self.pre_logits.fc1}[level], None
+    def old_units(self, level: str) -> tuple[nn.Conv2d, nn.Module | None]:
+        old = {'fc7': self.pre_logits.fc2, 'fc6': self.pre_logits.fc1}[level]
+        return cast(nn.Conv2d, old), None
 
     @staticmethod
     def to_own_layout(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """timm's names, also of torchvision's checkpoints."""
-        return _filter_fn(state_dict) if 'classifier.0.weight' in state_dict else dict(state_dict)
+        return _filter_fn(dict(state_dict)) if 'classifier.0.weight' in state_dict else dict(state_dict)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for timm: the trunk by layer, then FC6, FC7, and last what is new, with the classifier."""
