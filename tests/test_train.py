@@ -226,7 +226,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(config: Config) -> Non
     ('options', 'message'),
     [
         ({'model': 'alexnet', 'img_size': 32}, '--img-size 32 does not fit the trunk of this network: give at least'),
-        ({'model': 'nothing'}, '--model nothing is unknown'),
+        ({'model': 'nothing'}, "Unknown model 'nothing'"),
         ({'regime': 'fc9-new'}, 'fc9-new'),
         ({'batch_size': 100}, '24 training images do not fill one update of 100'),
         ({'data_dir': 'nowhere'}, '--data-dir nowhere is not a folder'),

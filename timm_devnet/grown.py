@@ -23,7 +23,17 @@ from .growth import PAPER_UNITS, Growth, parse
 from .layers import Added, ConvUnits, LinearUnits, Pass, Scaled, copy_units, init_uniform, match_size
 from .plan import Layer, Level, Phase, Plan, plan
 
-__all__ = ['FAMILIES', 'Grown', 'Options', 'block_logits', 'block_names', 'grow', 'grows', 'old_levels']
+__all__ = [
+    'FAMILIES',
+    'Grown',
+    'Options',
+    'block_logits',
+    'block_names',
+    'grow',
+    'grows',
+    'old_levels',
+    'to_own_layout',
+]
 
 FAMILIES: dict[type[nn.Module], 'type[Grown]'] = {}  # class of the old network -> class of the grown one
 
@@ -78,6 +88,16 @@ def old_levels(model: nn.Module) -> list[Level]:
     return family_of(model).levels(model)
 
 
+def to_own_layout(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Rename a base's checkpoint to timm's names, from torchvision's or another layout that the family knows.
+
+    Args:
+        state_dict: The checkpoint; one in timm's names passes unchanged.
+        model: A network that can grow, plain or grown.
+    """
+    return family_of(model).to_own_layout(state_dict)
+
+
 def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_init: str = 'random') -> nn.Module:
     """Let a network grow: add new units, keep everything it has learnt.
 
@@ -127,8 +147,7 @@ def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_ini
 
 def registered_for(base: str, growth: str) -> str | None:
     """The registered name under which timm builds a growth of a base, if need be with the argument `growth`."""
-    kind = growth.rstrip('0123456789')
-    names = (f'{base}_{name}' for name in (growth, kind, re.split('[0-9_]', growth)[0], 'wa'))
+    names = (f'{base}_{name}' for name in (growth, re.split('[0-9_]', growth)[0], 'wa'))
     return next((name for name in names if is_model(name)), None)
 
 
@@ -341,7 +360,7 @@ class Grown(nn.Module):
         cfg = getattr(self, 'pretrained_cfg', {})
         if not hasattr(self, 'base_name'):
             self.base_name = cfg.get('architecture')
-        known = registered_for(self.base_name, self.growth)
+        known = registered_for(str(self.base_name), self.growth)
         self.pretrained_cfg = self.default_cfg = {**cfg, 'architecture': known or f'{self.base_name}_{self.growth}'}
         self._model_args = {**getattr(self, '_model_args', {}), 'growth': self.growth, **vars(self.options)}
 

@@ -79,7 +79,7 @@ def _register(module: str, base: str, growth: str, feature_levels: int) -> None:
     register_model(entrypoint)
 
 
-def resolve_name(name: str) -> tuple[str, dict[str, str]]:
+def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
     """Find what timm's `create_model` needs to build any grown network, also of sizes that are not registered.
 
     Args:

