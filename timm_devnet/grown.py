@@ -29,9 +29,11 @@ __all__ = [
     'Options',
     'block_logits',
     'block_names',
+    'family_of',
     'grow',
     'grows',
     'old_levels',
+    'registered_for',
     'to_own_layout',
 ]
 

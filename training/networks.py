@@ -122,11 +122,9 @@ def weights_of_file(config: Config) -> dict[str, Any]:
         raise ValueError(f'{config.pretrained_path} is not a file of plain weights, so it was not opened') from error
     given = timm_devnet.to_own_layout(weights, model)
     head = model.pretrained_cfg['classifier'] + '.'
-    own = {key for key in model.state_dict() if not key.startswith(head) and not key.endswith('num_batches_tracked')}
-    lacking, unknown = (
-        own - given.keys(),
-        {key for key in given if not key.startswith(head)} - model.state_dict().keys(),
-    )
+    own = {key for key in model.state_dict() if not key.startswith(head)}
+    lacking = {key for key in own - given.keys() if not key.endswith('num_batches_tracked')}
+    unknown = {key for key in given.keys() - own if not key.startswith(head)}
     if lacking or unknown:
         raise ValueError(
             f'--pretrained-path {config.pretrained_path} is not a checkpoint of {config.model}: it lacks '
