@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +38,9 @@ def adapt(state_dict: Mapping[str, Any], model: Grown, new_classes: bool = False
     Raises:
         ValueError: If the checkpoint is none of these, or has another number of classes than the network.
     """
-    given = {key: value for key, value in model.to_own_layout(state_dict).items() if isinstance(value, Tensor)}
+    given = {key: value for key, value in state_dict.items() if isinstance(value, Tensor)}
+    with suppress(RuntimeError, ValueError, IndexError):  # a layout that only begins like a known one
+        given = model.to_own_layout(given)
     own, head = model.state_dict(), model.classifier_name + '.'
     steps = parse(model.growth).steps
     added = [_keys_of_growths(model, count) for count in range(len(steps) + 1)]
@@ -104,6 +107,14 @@ def _fit_classifier(given: Mapping[str, Tensor], model: Grown, held: Growth, new
         )
     if weight.shape == classifier.weight.shape:
         return {prefix + 'weight': weight, prefix + 'bias': bias}
+    widths = {model.levels(model)[0].width * model.pool_mult(model)}
+    for count in range(1, len(held.steps) + 1):
+        widths.add(sum(width for _, width in model.plan_for(model, Growth(held.steps[:count]), model.options).top))
+    if weight.shape[1] not in widths:
+        raise ValueError(
+            f'The checkpoint has a classifier of {weight.shape[1]} inputs, which fits none of {sorted(widths)}: '
+            'was it trained with another global_pool?'
+        )
     before = model.plan_for(model, held, model.options) if held.steps else None
     blocks = before.blocks if before else (model.levels(model)[0].name,)
     if model.plan.blocks[: len(blocks)] != blocks:

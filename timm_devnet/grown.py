@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from timm.layers import get_device_dtype
+from timm.layers.adaptive_avgmax_pool import adaptive_pool_feat_mult
 from timm.models import is_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from .checkpoint import adapt
 from .growth import PAPER_UNITS, Growth, parse
-from .layers import Added, ConvUnits, LinearUnits, Pass, Scaled, copy_units, init_uniform, match_size
+from .layers import Added, ConvUnits, LinearUnits, Pass, Scaled, copy_units, gather, init_uniform, match_size
 from .plan import Layer, Level, Phase, Plan, plan
 
 __all__ = [
@@ -45,7 +46,7 @@ class Options:
     """How new units meet old ones.
 
     Attributes:
-        scale_init: Where the learnt scales start; None switches reconciliation off.
+        scale_init: Where the learnt scales start; None or 0 switches reconciliation off.
         new_init: 'random' (He's law), or 'copy': copies of the old units beside them plus noise.
     """
 
@@ -53,10 +54,11 @@ class Options:
     new_init: str = 'random'
 
     def __post_init__(self) -> None:
-        if self.scale_init is not None and not 0 < self.scale_init < float('inf'):
-            raise ValueError(
-                f'scale_init is a positive number, or None for no reconciliation; given {self.scale_init!r}.'
-            )
+        scale = self.scale_init
+        if scale == 0:  # timm's create_model drops arguments that are None, so there must be another word for it
+            object.__setattr__(self, 'scale_init', None)
+        elif scale is not None and not (isinstance(scale, int | float) and 0 < scale < float('inf')):
+            raise ValueError(f'scale_init is a positive number, or None or 0 for no reconciliation; given {scale!r}.')
         if self.new_init not in ('random', 'copy'):
             raise ValueError(f"new_init is 'random' or 'copy', not {self.new_init!r}.")
 
@@ -112,7 +114,8 @@ def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_ini
     Args:
         model: A timm network of a family that can grow. It is changed itself; copy it first to keep the old one.
         growth: What to add, such as 'wa2048', 'mwa' or 'wa2048_wa1024'; see `timm_devnet.growth`.
-        scale_init: Where the learnt scales start; None switches reconciliation off.
+        scale_init: Where the learnt scales start; None or 0 switches reconciliation off (through timm's `create_model`
+            use 0: it drops arguments that are None).
         new_init: 'random' (He's law), or 'copy': copies of the old units beside them plus noise.
 
     Returns:
@@ -134,7 +137,8 @@ def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_ini
     added = parse(growth, family.default_units)
     before = parse(model.growth).steps if isinstance(model, Grown) else ()
     whole = Growth((*before, *added.steps))
-    family.plan_for(model, whole, options)  # refuses what cannot be, before anything is changed
+    planned = family.plan_for(model, whole, options)  # refuses what cannot be, before anything is changed
+    family.check_copies(planned, whole, options, len(before))
     if not isinstance(model, Grown):
         model.__class__ = family  # in place: the same modules, the same parameters
     elif options.scale_init != model.options.scale_init:
@@ -192,6 +196,7 @@ class Grown(nn.Module):
     base_class: ClassVar[type[nn.Module]]
     final: ClassVar[str]  # the level that is the trunk's last map, which the old network's forward_features returns
     classifier_name: ClassVar[str]
+    unit_levels: ClassVar[tuple[str, ...]]  # the levels that are one layer of units, which can be copied
     default_units: ClassVar[Mapping[str, int]] = PAPER_UNITS  # of each kind, where a growth name gives none
 
     if TYPE_CHECKING:  # set by `take` and by the old network's class; TorchScript must not see these
@@ -256,17 +261,25 @@ class Grown(nn.Module):
     @classmethod
     def plan_for(cls, model: Any, growth: Growth, options: Options, pool_mult: int | None = None) -> Plan:
         """How a growth would be wired into a network, which may still be plain."""
-        planned = plan(
+        return plan(
             cls.levels(model), cls.final, growth, options.scale_init is not None, pool_mult or cls.pool_mult(model)
         )
-        if options.new_init == 'copy':
-            for layer in planned.layers:
-                if layer.kind == 'units' and not layer.like_old and layer.level != layer.name:
-                    raise ValueError(
-                        f"new_init='copy' copies old units that read the same; {layer.name} of growth {growth} reads "
-                        f"{', '.join(layer.reads)}, which no old unit at {layer.level} does. Use new_init='random'."
-                    )
-        return planned
+
+    @classmethod
+    def check_copies(cls, planned: Plan, growth: Growth, options: Options, first_step: int) -> None:
+        """Refuse to copy where there is nothing to copy; units on top of the network start at random in any case."""
+        for layer in planned.layers if options.new_init == 'copy' else ():
+            beside = layer.kind == 'units' and layer.level != layer.name and layer.step >= first_step
+            if beside and not cls.copies(layer):
+                raise ValueError(
+                    f"new_init='copy' copies old units that read the same; {layer.name} of growth {growth} reads "
+                    f"{', '.join(layer.reads)}, which no old unit at {layer.level} does. Use new_init='random'."
+                )
+
+    @classmethod
+    def copies(cls, layer: Layer) -> bool:
+        """Whether there are old units that new ones can be copies of."""
+        return layer.like_old and layer.level in cls.unit_levels
 
     def take(self, growth: Growth, options: Options, settled: int) -> None:
         """Add what a growth has and the network lacks.
@@ -325,7 +338,9 @@ class Grown(nn.Module):
 
     def init_new(self, first_step: int) -> None:
         """Give the layers added from a step on their first values (again)."""
-        copies = {layer.name for layer in self.plan.layers if layer.like_old} if self.options.new_init == 'copy' else ()
+        copies = (
+            {layer.name for layer in self.plan.layers if self.copies(layer)} if self.options.new_init == 'copy' else ()
+        )
         for name, added in self.added():
             if added.step >= first_step:
                 added.init_new(partial(self._generator_for, f'grown.{name}'))
@@ -365,6 +380,8 @@ class Grown(nn.Module):
         known = registered_for(str(self.base_name), self.growth)
         self.pretrained_cfg = self.default_cfg = {**cfg, 'architecture': known or f'{self.base_name}_{self.growth}'}
         self._model_args = {**getattr(self, '_model_args', {}), 'growth': self.growth, **vars(self.options)}
+        if self.settled:  # what is there already need not be copied again
+            self._model_args['new_init'] = 'random'
 
     def shed(self) -> None:
         """Become the old network again, without classifier; for `prune_intermediate_layers`."""
@@ -409,7 +426,7 @@ class Grown(nn.Module):
         for name in self.pooled:
             values[name] = self.pool(values[name])
         values = self.forward_added(values, 2)
-        return self.classify(torch.cat([values[name] for name in self.top], 1), pre_logits)
+        return self.classify(gather([values[name] for name in self.top]), pre_logits)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the network a fresh classifier; what has grown stays.
@@ -422,10 +439,11 @@ class Grown(nn.Module):
             ValueError: If added layers read pooled vectors that the other pooling makes wider.
         """
         dd = get_device_dtype(self)
+        pool_mult = None if global_pool is None else adaptive_pool_feat_mult(global_pool)
+        if self.plan_for(self, parse(self.growth), self.options, pool_mult).layers != self.plan.layers:
+            raise ValueError(f'Growth {self.growth} was built for another pooling than {global_pool!r}; grow after it.')
         super().reset_classifier(0, global_pool)  # type: ignore[misc]
         self.num_classes = num_classes
-        if self.plan_for(self, parse(self.growth), self.options).layers != self.plan.layers:
-            raise ValueError(f'Growth {self.growth} was built for another pooling than {global_pool!r}; grow after it.')
         self._wire()
         if num_classes > 0:
             parent, _, name = self.classifier_name.rpartition('.')
@@ -451,7 +469,7 @@ class Grown(nn.Module):
             return forward(self, x, indices, norm, stop_early, output_fmt, intermediates_only, **extra)
         assert output_fmt == 'NCHW', 'Output shape must be NCHW.'
         values = self.forward_trunk(x, [*self.taps, *(names[i] for i in take)])
-        return self.join_features(dict(values)), [values[names[i]] for i in take]
+        return self.join_features(dict(values)), [values[names[i]] for i in sorted(set(take))]
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True, **kwargs: Any

@@ -135,7 +135,10 @@ def _parse_step(word: str, text: str, default_units: Mapping[str, int]) -> Step:
 def _suggest(word: str) -> str:
     letters, digits = re.sub(r'[^a-z]', '', word.lower()), re.sub(r'[^0-9]', '', word).lstrip('0')[:6]
     near = difflib.get_close_matches(letters, [*KINDS, *CONTROLS], n=1, cutoff=0.0)
-    return f' Did you mean {near[0] + (digits if near[0] in KINDS else "")!r}?' if near else ''
+    if not near:
+        return ''
+    shared = near[0] in ('wwa', 'mwa') and int(digits or 0) % 2  # an odd number is none of theirs
+    return f' Did you mean {near[0] + (digits if near[0] in KINDS and not shared else "")!r}?'
 
 
 def _print_step(step: Step) -> str:
@@ -145,7 +148,7 @@ def _print_step(step: Step) -> str:
     most = max(block.units for block in step)
     for name, write in KINDS.items():
         units = 2 * most if name == 'mwa' else most
-        if units <= MAX_UNITS and (units % 2 == 0 or name not in ('wwa', 'mwa')) and write(units) == step:
+        if 0 < units <= MAX_UNITS and (units % 2 == 0 or name not in ('wwa', 'mwa')) and write(units) == step:
             return f'{name}{units}'
     return '+'.join(_print_block(block) for block in step)
 

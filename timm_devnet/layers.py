@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .plan import Layer
 from .reconcile import Reconcile
 
-__all__ = ['Added', 'ConvUnits', 'LinearUnits', 'Pass', 'Scaled', 'copy_units', 'init_uniform', 'match_size']
+__all__ = ['Added', 'ConvUnits', 'LinearUnits', 'Pass', 'Scaled', 'copy_units', 'gather', 'init_uniform', 'match_size']
 
 
 @register_notrace_function  # reason: control flow on shapes
@@ -55,7 +55,9 @@ class Added(nn.Module):
         return f'reads={self.reads}, level={self.level!r}, step={self.step}'
 
 
-def _gather(values: list[Tensor]) -> Tensor:
+@register_notrace_function  # reason: control flow on shapes
+def gather(values: list[Tensor]) -> Tensor:
+    """Concatenate blocks over channels, maps brought to the first one's height and width."""
     if len(values) == 1:
         return values[0]
     if values[0].dim() == 4:
@@ -115,7 +117,7 @@ class ConvUnits(Added):
 
     def forward(self, values: list[Tensor]) -> Tensor:
         """Units (N, units, H, W) of maps (N, C_i, H_i, W_i)."""
-        return self.act(self.norm(self.conv(self.drop(_gather(values)))))
+        return self.act(self.norm(self.conv(self.drop(gather(values)))))
 
 
 @register_notrace_module  # reason: as ConvUnits
@@ -147,7 +149,7 @@ class LinearUnits(Added):
 
     def forward(self, values: list[Tensor]) -> Tensor:
         """Units (N, units) or (N, units, H, W) of what is read, (N, C_i) or (N, C_i, H_i, W_i)."""
-        x = self.drop(_gather(values))
+        x = self.drop(gather(values))
         return self.act(self.fc(x.movedim(1, -1)).movedim(-1, 1))
 
 

@@ -123,7 +123,7 @@ def _keep_frozen_in_eval(model: nn.Module) -> None:
             module.training = model.training
     frozen: set[nn.Module] = set()
     for module in model.modules():
-        if module not in frozen:
+        if module is not model and module not in frozen:
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 frozen.update(module.modules())

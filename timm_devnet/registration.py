@@ -136,7 +136,7 @@ def create_grown(
         model = model_entrypoint(base)(pretrained=False, **model_kwargs)
         family = family_of(model)
         parsed = parse(growth, family.default_units)
-        family.plan_for(model, parsed, options)
+        family.check_copies(family.plan_for(model, parsed, options), parsed, options, 0)
         model.__class__ = family
         model.take(parsed, options, settled=0)
         return model
@@ -150,7 +150,9 @@ def create_grown(
         **kwargs,
     )
     if pretrained:
-        cast(Any, model).pretrained_cfg.pop('state_dict', None)  # timm leaves a copy of the weights there
+        for module in model.modules():  # timm leaves a copy of the weights there, also in the network inside a getter
+            for kind in ('pretrained_cfg', 'default_cfg'):
+                vars(module).get(kind, {}).pop('state_dict', None)
         _finish(model, kwargs.get('device'))
     return model
 

@@ -54,7 +54,7 @@ def build_network(config: Config, num_classes: int) -> tuple[nn.Module, str]:
     if config.drop is not None:
         options['drop_rate'] = config.drop
     if config.scale_init is not None:
-        options['scale_init'] = None if config.scale_init == 'off' else config.scale_init
+        options['scale_init'] = 0.0 if config.scale_init == 'off' else config.scale_init
     if config.new_init is not None:
         options['new_init'] = config.new_init
     overlay, origin = find_weights(config)

@@ -66,6 +66,11 @@ def test_scale_init_reaches_the_network(scale_init: float | None, start: float) 
     assert all((scale == start).all() for scale in scales)
 
 
+def test_reconciliation_can_be_switched_off() -> None:
+    config = Config(model='tf_efficientnet_lite0_wa256', pretrained=False, scale_init='off')
+    assert not [key for key in build_network(config, 3)[0].state_dict() if 'scale' in key]
+
+
 def test_block_loss_needs_a_grown_network() -> None:
     with pytest.raises(ValueError, match=r'--block-loss 0.5 needs a grown network: test_efficientnet has no blocks'):
         build_network(Config(model='test_efficientnet', pretrained=False, block_loss=0.5), 3)

@@ -34,6 +34,7 @@ class GrownEfficientNet(Grown, EfficientNet):  # type: ignore[misc]  # prune_int
 
     final = 'conv_head'
     classifier_name = 'classifier'
+    unit_levels = ('conv_head',)
     default_units = MappingProxyType({'da': 1024, 'wa': 512, 'dwa': 512, 'wwa': 512, 'mwa': 512})
 
     @classmethod

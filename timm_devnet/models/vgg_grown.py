@@ -48,6 +48,7 @@ class GrownVGG(Grown, VGG):
 
     final = 'pool5'
     classifier_name = 'head.fc'
+    unit_levels = ('fc7', 'fc6')
 
     @staticmethod
     def trunk_ends(model: VGG) -> dict[str, int]:
