@@ -1,0 +1,389 @@
+"""The measurements behind the README: `python benchmark.py {build,overhead,models,growths}`; `--help` lists options."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import tyro
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import timm_devnet
+import train
+from training.config import DIGITS, ELPV, Config
+from training.run_folder import replace_text
+
+Row = dict[str, str]
+
+# What the README shows: the paper's best size of each growth, one network of each family.
+SHOWN_BASES = ('alexnet', 'vgg16', 'tf_efficientnet_lite0')
+SHOWN_GROWTHS = ('', 'norm', 'skip', 'da', 'wa', 'dwa', 'wwa', 'mwa')
+
+LITE = 'tf_efficientnet_lite0'
+# Growth and weight of the block loss. `none` is plain fine-tuning; norm and skip are the controls without new units.
+GROWTHS = (
+    ('none', 0.0),
+    ('norm', 0.0),
+    ('skip', 0.0),
+    ('wa512', 0.0),
+    ('da1024', 0.0),
+    ('dwa512', 0.0),
+    ('wwa512', 0.0),
+    ('mwa512', 0.0),
+    ('mwa512', 1.0),
+)
+# Few labels, and images as small as they can be seen on.
+FEW_LABELS = {DIGITS: dict(labels_per_class=20, img_size=64), ELPV: dict(labels_per_class=100, img_size=96)}
+# Of Student's law, two-sided 95 %, for 2, 3, ... 10 seeds.
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def build(model: str = 'vgg16_wa2048', base: str = 'vgg16', repeats: int = 5, limit: float = 0.3) -> int:
+    """Time building a pretrained grown network from a file against timm building its plain base from the same file.
+
+    Args:
+        model: Name of the grown network.
+        base: Name of its base.
+        repeats: How often each is built, in turn.
+        limit: Largest allowed ratio of the two medians.
+
+    Returns:
+        Exit code: 1 if the ratio is above the limit or the result differs from the slow way's, bit for bit.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'base.safetensors'
+        torch.manual_seed(1)
+        save_file(timm.create_model(base).state_dict(), file)
+        overlay = dict(file=str(file))
+        seconds = interleave(
+            [
+                lambda: timm.create_model(base, pretrained=True, pretrained_cfg_overlay=overlay),
+                lambda: timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay),
+            ],
+            repeats,
+        )
+        for name, times in zip((base, model), seconds, strict=True):
+            print(f'{name:24} {describe_times(times)}')
+        ratio = statistics.median(seconds[1]) / statistics.median(seconds[0])
+        print(f'ratio {ratio:.3f}, at most {limit} allowed')
+        torch.manual_seed(0)
+        fast = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+        torch.manual_seed(0)
+        slow_model = timm.create_model(model)
+        slow_model.load_state_dict(load_file(file))
+        is_same = same_tensors(fast, slow_model.state_dict())
+        print(f'bit for bit what building, initialising and then loading gives: {"yes" if is_same else "NO"}')
+    return int(ratio > limit or not is_same)
+
+
+def overhead(
+    bases: tuple[str, ...] = ('alexnet', LITE),
+    growths: tuple[str, ...] = ('norm', 'skip', 'da1024', 'wa1024', 'mwa1024'),
+    batch_size: int = 16,
+    img_size: int = 224,
+    repeats: int = 15,
+    limit: float = 0.05,
+) -> int:
+    """Time forward and backward of grown networks over their bases', beside the ratio of multiply-adds.
+
+    Args:
+        bases: Names of bases.
+        growths: Growths of each.
+        batch_size: Images in a batch.
+        img_size: Side of the images in pixels.
+        repeats: How often each network is run, in turn with its base.
+        limit: By what share the ratio of times may be above the ratio of multiply-adds.
+
+    Returns:
+        Exit code: 1 if a ratio of times is further above.
+    """
+    rows, worst = [], 0.0
+    images = torch.randn(batch_size, 3, img_size, img_size, generator=torch.Generator().manual_seed(0))
+    for base, growth in itertools.product(bases, growths):
+        plain, grown = timm.create_model(base), create(f'{base}_{growth}')
+        times = interleave([lambda m=m: learn(m, images) for m in (plain, grown)], repeats, warmup=2)  # type: ignore[misc]
+        time_ratio = statistics.median(times[1]) / statistics.median(times[0])
+        work_ratio = multiply_adds(grown, img_size) / multiply_adds(plain, img_size)
+        excess = time_ratio / work_ratio - 1
+        worst = max(worst, excess)
+        medians = [f'{1000 * statistics.median(t):.0f} ms' for t in times]
+        rows.append((base, growth, *medians, f'{time_ratio:.3f}', f'{work_ratio:.3f}', f'{100 * excess:+.1f} %'))
+    threads = torch.get_num_threads()
+    print(f'forward and backward, batch {batch_size} at {img_size} px, {threads} threads, median of {repeats} rounds\n')
+    print_table(('base', 'growth', 'base time', 'grown time', 'ratio of times', 'of multiply-adds', 'difference'), rows)
+    return int(worst > limit)
+
+
+def models(every: bool = False) -> int:
+    """Print the table of models: parameters and multiply-adds of one image, and what multiple of the base's they are.
+
+    Args:
+        every: All registered names, with a heading: docs/models.md.
+
+    Returns:
+        Exit code 0.
+    """
+    if every:
+        print('# Models\n\nEvery registered name; made by `python benchmark.py models --every`.\n')
+    print(models_table(registered_names() if every else shown_names()))
+    return 0
+
+
+def growths(
+    csv_file: Path = Path('output/growths.csv'),
+    datasets: tuple[str, ...] = (DIGITS, ELPV),
+    regimes: tuple[str, ...] = ('new', 'all'),
+    seeds: int = 3,
+    epochs: int = 20,
+    lr: float = 0.01,
+) -> int:
+    """Fine-tune EfficientNet-Lite0 on few labels with every growth, and print what each is worth.
+
+    A row is written to the CSV file as soon as a run ends; runs that are there already are not repeated.
+
+    Args:
+        csv_file: Where the results are kept.
+        datasets: Which of digits and elpv.
+        regimes: What learns.
+        seeds: Number of runs of each kind, 2 to 10: seeds 0, 1, ...
+        epochs: Passes over the training images.
+        lr: Learning rate of pretrained layers; new ones learn ten times as fast.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        ValueError: If an interval cannot be told from so many seeds.
+    """
+    if not 2 <= seeds <= len(STUDENT_T) + 1:
+        raise ValueError(f'--seeds is 2 to {len(STUDENT_T) + 1}, not {seeds}: the interval needs them')
+    cells = [
+        cell(dataset, regime, growth, block_loss, seed, epochs, lr)
+        for seed in range(seeds)  # outermost, so that a table can be made of whole seeds at any time
+        for dataset, regime, (growth, block_loss) in itertools.product(datasets, regimes, GROWTHS)
+    ]
+    rows = read_rows(csv_file)
+    for number, config in enumerate(cells, 1):
+        if find_row(rows, config) is None:
+            rows.append({**facts(config), **run(config)})
+            write_rows(csv_file, rows)
+            print(
+                f'{number}/{len(cells)} {", ".join(f"{key} {value}" for key, value in rows[-1].items())}',
+                file=sys.stderr,
+            )
+    for dataset, regime in itertools.product(datasets, regimes):
+        wanted = [config for config in cells if (config.dataset, config.regime) == (dataset, regime)]
+        found = [row for config in wanted if (row := find_row(rows, config))]
+        print(f'\n{dataset}, regime {regime}: {wanted[0].labels_per_class} images a class, {wanted[0].img_size} px\n')
+        print_table(
+            ('growth', 'top-1 % (mean, spread)', 'over none', 'over norm', 'seconds a run'), growths_table(found)
+        )
+    return 0
+
+
+def create(name: str) -> Any:
+    """A network by name, also of a size that is not registered."""
+    registered, arguments = timm_devnet.resolve_name(name)
+    options: dict[str, Any] = dict(arguments)
+    return timm.create_model(registered, **options)
+
+
+def interleave(actions: Sequence[Callable[[], Any]], repeats: int, warmup: int = 1) -> list[list[float]]:
+    """Time actions in turn, so that whatever slows the machine meets all of them.
+
+    Args:
+        actions: What to time.
+        repeats: Timed rounds.
+        warmup: Rounds before, untimed.
+
+    Returns:
+        Seconds of every round, for each action.
+    """
+    seconds: list[list[float]] = [[] for _ in actions]
+    for turn in range(warmup + repeats):
+        for action, times in zip(actions, seconds, strict=True):
+            start = time.perf_counter()
+            result = action()
+            elapsed_s = time.perf_counter() - start
+            del result  # freeing it is not part of the next action's time
+            if turn >= warmup:
+                times.append(elapsed_s)
+    return seconds
+
+
+def describe_times(seconds: Sequence[float]) -> str:
+    """Median and range."""
+    return f'median {statistics.median(seconds):.3f} s, {min(seconds):.3f} to {max(seconds):.3f} s'
+
+
+def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts hold the same names in the same order and the same bits."""
+    return list(one) == list(other) and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def learn(model: nn.Module, images: torch.Tensor) -> None:
+    """One forward and backward pass, without an optimizer."""
+    model.zero_grad()
+    model(images).sum().backward()
+
+
+def multiply_adds(model: nn.Module, img_size: int) -> float:
+    """Multiply-adds of the forward pass of one image, counted on the meta device.
+
+    Backward takes about twice as many; torch's counter is wrong there for grouped convolutions, so it is not asked.
+
+    Source:
+        torch.utils.flop_counter counts a multiply-add as two operations, and matrix products and convolutions only.
+    """
+    on_meta = {name: tensor.to('meta') for name, tensor in model.state_dict().items()}
+    was_training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.func.functional_call(model, on_meta, torch.empty(1, 3, img_size, img_size, device='meta'))
+    model.train(was_training)
+    return counter.get_total_flops() / 2
+
+
+def shown_names() -> list[str]:
+    """The README's models."""
+    return [f'{base}_{growth}'.rstrip('_') for base in SHOWN_BASES for growth in SHOWN_GROWTHS]
+
+
+def registered_names() -> list[str]:
+    """All grown models, each family after its bases."""
+    modules = (timm_devnet.models.alexnet, timm_devnet.models.vgg_grown, timm_devnet.models.efficientnet_grown)
+    growths_of = [(base, growth) for module in modules for base in module.BASES for growth in ('', *module.GROWTHS)]
+    return [f'{base}_{growth}'.rstrip('_') for base, growth in growths_of]
+
+
+def models_table(names: Iterable[str]) -> str:
+    """Parameters and multiply-adds as a Markdown table; every base stands before its growths."""
+    rows = []
+    base_size = base_work = 0.0
+    for name in names:
+        model: Any = timm.create_model(name, device='meta')
+        size = sum(parameter.numel() for parameter in model.parameters())
+        work = multiply_adds(model, model.pretrained_cfg['input_size'][-1])
+        if not timm_devnet.block_names(model):
+            base_size, base_work = size, work
+        sizes = f'{size / 1e6:.2f} M', f'{size / base_size:.3f}', f'{work / 1e9:.3f} G', f'{work / base_work:.3f}'
+        rows.append((f'`{name}`', getattr(model, 'growth', ''), *sizes))
+    return markdown(('model', 'growth', 'parameters', 'of base', 'multiply-adds', 'of base'), rows)
+
+
+def cell(dataset: str, regime: str, growth: str, block_loss: float, seed: int, epochs: int, lr: float) -> Config:
+    """The configuration of one run."""
+    few: dict[str, Any] = FEW_LABELS[dataset]
+    return Config(
+        dataset=dataset,
+        model=LITE if growth == 'none' else f'{LITE}_{growth}',
+        regime=regime,
+        block_loss=block_loss,
+        seed=seed,
+        epochs=epochs,
+        lr=lr,
+        sched='cosine',
+        warmup_epochs=0.05 * epochs,
+        eval_every=epochs,  # the last epoch's accuracy, not the best of many, which would flatter
+        **few,
+    )
+
+
+def facts(config: Config) -> Row:
+    """What tells one run from another, as the CSV file has it."""
+    names = 'dataset regime model block_loss seed epochs lr sched labels_per_class img_size'
+    values = dataclasses.asdict(config)
+    return {name: str(values[name]) for name in names.split()}
+
+
+def run(config: Config) -> Row:
+    """Train in a folder that is then thrown away."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        result = train.main(dataclasses.replace(config, output=folder))
+    return {'top1': f'{result["top1"]:.2f}', 'loss': f'{result["loss"]:.4f}', 'seconds': f'{result["seconds"]:.0f}'}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The finished runs."""
+    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Keep the finished runs; the file is replaced at one stroke."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(path, text.getvalue())
+
+
+def find_row(rows: list[Row], config: Config) -> Row | None:
+    """The row of a finished run, None if there is none."""
+    wanted = facts(config)
+    return next((row for row in rows if wanted.items() <= row.items()), None)
+
+
+def growths_table(rows: list[Row]) -> list[tuple[str, ...]]:
+    """Mean and spread of each growth, and the paired difference to `none` and to `norm` with its 95 % interval.
+
+    Args:
+        rows: Finished runs of one data set and regime, every seed of every growth.
+
+    Returns:
+        Cells of the table, a row for each growth.
+    """
+    top1: dict[str, dict[str, float]] = {}
+    seconds: dict[str, list[float]] = {}
+    for row in rows:
+        growth = row['model'].removeprefix(LITE).removeprefix('_') or 'none'
+        label = growth if float(row['block_loss']) == 0 else f'{growth}, block loss {float(row["block_loss"]):g}'
+        top1.setdefault(label, {})[row['seed']] = float(row['top1'])
+        seconds.setdefault(label, []).append(float(row['seconds']))
+    table = []
+    for label, by_seed in top1.items():
+        values = list(by_seed.values())
+        differences = ['' if label == control else paired(by_seed, top1[control]) for control in ('none', 'norm')]
+        spread = f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}'
+        table.append((label, spread, *differences, f'{statistics.mean(seconds[label]):.0f}'))
+    return table
+
+
+def paired(by_seed: dict[str, float], control: dict[str, float]) -> str:
+    """Mean difference over seeds with its 95 % interval by Student's law."""
+    differences = [value - control[seed] for seed, value in by_seed.items()]
+    half_width = STUDENT_T[len(differences) - 2] * statistics.stdev(differences) / len(differences) ** 0.5
+    return f'{statistics.mean(differences):+.2f} ± {half_width:.2f}'
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    print(markdown(header, rows))
+
+
+if __name__ == '__main__':
+    commands: dict[str, Callable[..., Any]] = {
+        'build': build,
+        'overhead': overhead,
+        'models': models,
+        'growths': growths,
+    }
+    sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog='benchmark.py', description=__doc__))

