@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CHECKS = ('ruff check', 'ruff format --check', 'mypy', 'pytest', 'tests.timm_suite')
+CHECKS = ('ruff check', 'ruff format --check', 'mypy', 'pytest -n auto', 'tests.timm_suite -n auto')
 NOT_RUN = 77  # exit code of a check that could not be run, as automake has it
 
 
@@ -24,9 +25,10 @@ def main() -> int:
         command = [sys.executable, '-m', *check.split()]
         print(f'\n$ python {shlex.join(command[1:])}', flush=True)
         start = time.monotonic()
-        code = subprocess.run(command, cwd=ROOT).returncode
+        # One thread for each of pytest's processes: together they use every core.
+        code = subprocess.run(command, cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}).returncode
         outcome = {0: 'passed', NOT_RUN: 'NOT RUN, see above'}.get(code, f'FAILED, exit code {code}')
-        outcomes.append(f'{check:20} {outcome} ({time.monotonic() - start:.0f} s)')
+        outcomes.append(f'{check:24} {outcome} ({time.monotonic() - start:.0f} s)')
     print('', *outcomes, sep='\n', flush=True)
     return int(any('FAILED' in outcome for outcome in outcomes))
 

@@ -20,9 +20,7 @@ from training.networks import (
 
 
 def test_names_near_an_unknown_model_are_shown() -> None:
-    with pytest.raises(
-        ValueError, match="Unknown model 'tf_efficientnet_lite9_mwa512'. Did you mean"
-    ):
+    with pytest.raises(ValueError, match="Unknown model 'tf_efficientnet_lite9_mwa512'. Did you mean"):
         build_network(Config(model='tf_efficientnet_lite9_mwa512', pretrained=False), 3)
 
 

@@ -23,7 +23,7 @@ def rates(config: Config, updates: int = 10) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize('sched', ['step', 'cosine', 'tanh', 'none'])
 def test_new_layers_learn_at_their_multiple_throughout(sched: str) -> None:
-    config = Config(epochs=10, sched=sched, new_lr_mult=7.0)  # type: ignore[arg-type]  # from the list above
+    config = Config(epochs=10, sched=sched, new_lr_mult=7.0)  # from the list above
     assert all(new == pytest.approx(7 * old) for old, new in rates(config))
 
 
