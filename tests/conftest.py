@@ -24,7 +24,7 @@ NAMES = [name for module in MODULES for name in timm.list_models(module=module)]
 SAMPLES = {
     'alexnet': {},
     'alexnet_wwa': {'growth': 'wwa32'},
-    'vgg11_skip': {},
+    'alexnet_skip': {},
     'vgg11_bn_mwa': {'growth': 'mwa32_da16'},
     **{f'tf_efficientnet_lite0_{kind}': {'growth': f'{kind}32'} for kind in ('da', 'wa', 'dwa', 'wwa', 'mwa')},
     'tf_efficientnet_lite0_norm': {},
@@ -117,7 +117,7 @@ def lite_weights() -> Path:
 
 @pytest.fixture(scope='session')
 def photographs() -> Tensor:
-    """Load real photographs, their crops and mirror images, at 128 px and normalised."""
+    """Load real photographs, their crops and mirror images, at 96 px and normalised."""
     pictures = list(_pictures())
     crops = [crop for picture in pictures for crop in _crops(torch.from_numpy(np.array(picture)).movedim(-1, 0))]
     batch = torch.stack(crops)
@@ -142,4 +142,4 @@ def _crops(picture: Tensor) -> Iterator[Tensor]:
     for top, left, share in ((0, 0, 1.0), (0.2, 0.2, 0.6), (0, 0, 0.5)):
         part = picture[:, int(top * height) :, int(left * width) :][:, : int(share * height), : int(share * width)]
         part = part[None].float() / 255
-        yield nn.functional.interpolate(part, (128, 128), mode='bilinear', antialias=True, align_corners=False)[0]
+        yield nn.functional.interpolate(part, (96, 96), mode='bilinear', antialias=True, align_corners=False)[0]

@@ -83,7 +83,7 @@ class Config:
     warmup_epochs: float = 0.5
     """Epochs in which the rate rises from a hundredth of --lr."""
     epochs: int | None = None
-    """Passes over the training images (None: 20, and 5 for the digits)."""
+    """Passes over the training images (None: 20, and 3 for the digits)."""
     batch_size: int = 32
     """Images in a batch of each process."""
     grad_accum_steps: int = 1
@@ -100,8 +100,9 @@ class Config:
     """Precision of the arithmetic (None: what accelerate's launcher says, else fp32)."""
     channels_last: bool = True
     """Keep activations with channels innermost, the faster layout for convolutions."""
-    workers: int = 2
-    """Processes that read images, for each training process; 0 reads in the training process itself."""
+    workers: int | None = None
+    """Processes that read images, for each training process; 0 reads in the training process itself (None: 4 with a
+    GPU, else 0: they would only take the cores that compute)."""
     threads: int | None = None
     """CPU threads of each process (None: all cores, shared among this machine's processes; a launcher's own
     OMP_NUM_THREADS=1 is not taken for your wish, so say 1 here if you mean 1)."""
@@ -127,7 +128,7 @@ class Config:
             self,
             dataset=dataset,
             img_size=self.img_size or (64 if is_digits else None),
-            epochs=self.epochs if self.epochs is not None else (5 if is_digits else 20),
+            epochs=self.epochs if self.epochs is not None else (3 if is_digits else 20),
             hflip=self.hflip if self.hflip is not None else (0.0 if is_digits else 0.5),
         )
 

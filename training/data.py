@@ -170,13 +170,15 @@ def create_loaders(
     chosen = choose_per_class(sources['train'], config.labels_per_class, config.seed)
     order = EpochOrder(chosen, config.seed, update_size)
 
+    workers = config.workers if config.workers is not None else 4 * torch.cuda.is_available()
+
     def create_loader(images: Images, keys: EpochOrder | list[tuple[int, int]]) -> DataLoader:
         return DataLoader(
             images,
             batch_size=config.batch_size,
             sampler=keys,
-            num_workers=config.workers,
-            persistent_workers=config.workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             worker_init_fn=leave_signals_to_parent,
             pin_memory=torch.cuda.is_available(),
             # Without its own generator a loader draws from the global one, which dropout uses.

@@ -32,8 +32,7 @@ def known(lite: Any, photographs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_the_converted_weights_know_what_they_see(lite: Any, photographs: Tensor) -> None:
-    """A cat's and an astronaut's classes, so that a layer in the wrong place cannot pass."""
-    assert lite(photographs[3:4]).argmax().item() in (281, 282, 283, 285)  # cats
+    assert lite(photographs[3:4]).argmax().item() in (281, 282, 283, 284, 285)  # ImageNet's cats
 
 
 @pytest.mark.parametrize('growth', ['wa', 'mwa', 'skip', 'norm', 'wwa'])

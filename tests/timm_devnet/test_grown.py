@@ -266,6 +266,18 @@ def test_old_activations_are_the_bases_bit_for_bit(
     assert torch.equal(seen[place], of_base[place])
 
 
+@pytest.mark.parametrize('growth', ['wa16', 'dwa16', 'wwa16', 'skip'])
+@torch.no_grad()
+def test_old_activations_are_the_bases_under_dropout_too(growth: str, narrow: None, images: Tensor) -> None:
+    base = timm.create_model('alexnet', drop_rate=0.5).train()
+    model = grow(copy.deepcopy(base), growth)
+    with watched(base, ['pre_logits.act2']) as of_base, watched(model, ['pre_logits.act2']) as seen:
+        for network in (base, model):
+            torch.manual_seed(5)
+            network(images)
+    assert torch.equal(seen['pre_logits.act2'], of_base['pre_logits.act2'])
+
+
 # Growing a network that exists ----------------------------------------------------------------------------------------
 
 

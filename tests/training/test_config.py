@@ -64,7 +64,7 @@ def test_values_no_run_can_have(options: dict, message: str) -> None:
 
 def test_without_flags_the_digits_are_the_data() -> None:
     config = Config().resolved()
-    assert (config.dataset, config.img_size, config.epochs, config.hflip) == ('digits', 64, 5, 0.0)
+    assert (config.dataset, config.img_size, config.epochs, config.hflip) == ('digits', 64, 3, 0.0)
 
 
 def test_a_folder_keeps_the_size_of_the_network_and_flips() -> None:
