@@ -67,9 +67,14 @@ def gather(values: list[Tensor]) -> Tensor:
 
 def init_uniform(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
     """Fill a parameter uniformly within +-bound, drawn on the CPU so that every device gets the same numbers."""
-    if not parameter.is_meta:
-        with torch.no_grad():
-            parameter.copy_(torch.empty(parameter.shape, device='cpu').uniform_(-bound, bound, generator=generator))
+    if parameter.is_meta:
+        return
+    with torch.no_grad():
+        in_place = parameter.device.type == 'cpu' and parameter.dtype == torch.float32 and parameter.is_contiguous()
+        drawn = parameter if in_place else torch.empty(parameter.shape, device='cpu', dtype=torch.float32)
+        drawn.uniform_(-bound, bound, generator=generator)
+        if not in_place:
+            parameter.copy_(drawn)
 
 
 def _init_he(weight: Tensor, generator: torch.Generator) -> None:
