@@ -20,6 +20,7 @@ import timm_devnet
 
 MODULES = ('alexnet', 'vgg_grown', 'efficientnet_grown')
 NAMES = [name for module in MODULES for name in timm.list_models(module=module)]
+BASES = [base for family in MODULES for base in getattr(timm_devnet.models, family).BASES]
 # A network of every family and kind of growth, with few units.
 SAMPLES = {
     'alexnet': {},
@@ -34,22 +35,27 @@ SAMPLES = {
 Build = Callable[..., Any]  # networks are used as timm types them: not at all
 
 
+def base_name(name: str) -> str:
+    """Find the longest name of a base that a name begins with."""
+    return max((base for base in BASES if f'{name}_'.startswith(f'{base}_')), key=len)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Start every test from the same random numbers."""
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=NAMES)
-def name(request: pytest.FixtureRequest) -> str:
-    """Every registered name."""
-    return request.param
+@pytest.fixture(params=BASES)
+def grown_names(request: pytest.FixtureRequest) -> list[str]:
+    """List every registered name of a base's growths."""
+    return [name for name in NAMES if name != request.param and base_name(name) == request.param]
 
 
-@pytest.fixture(params=[name for name in NAMES if name != 'alexnet'])
-def grown_name(request: pytest.FixtureRequest) -> str:
-    """Every registered name of a grown network."""
-    return request.param
+@pytest.fixture(params=BASES)
+def names(request: pytest.FixtureRequest) -> list[str]:
+    """List every name of this project for a base: its growths, and the base where it is ours."""
+    return [name for name in NAMES if base_name(name) == request.param]
 
 
 SHAPES = [name for name in NAMES if re.fullmatch('(alexnet|vgg11|vgg11_bn|tf_efficientnet_lite[04])_[a-z]+', name)]
@@ -64,12 +70,7 @@ def shape_name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope='session')
 def base_of() -> Callable[[str], str]:
     """Find the name of the old network of a registered one."""
-    bases = (
-        timm_devnet.models.alexnet.BASES,
-        timm_devnet.models.vgg_grown.BASES,
-        timm_devnet.models.efficientnet_grown.BASES,
-    )
-    return lambda name: max((base for family in bases for base in family if f'{name}_'.startswith(f'{base}_')), key=len)
+    return base_name
 
 
 @pytest.fixture(scope='session')

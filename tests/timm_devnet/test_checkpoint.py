@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,18 @@ def load(name: str, file: Path, num_classes_of_file: int | None = None, **kwargs
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def base() -> Any:
+    """Build a base with 1000 classes; leave it as it is."""
     return timm.create_model(LITE)
 
 
-@pytest.fixture
-def base_file(base: nn.Module, tmp_path: Path) -> Path:
-    """Write a base's weights with 1000 classes in timm's layout."""
-    save_file(base.state_dict(), tmp_path / 'base.safetensors')
-    return tmp_path / 'base.safetensors'
+@pytest.fixture(scope='module')
+def base_file(base: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write that base's weights in timm's layout."""
+    file = tmp_path_factory.mktemp('base') / 'base.safetensors'
+    save_file(base.state_dict(), file)
+    return file
 
 
 def grown_file(
@@ -330,7 +333,7 @@ def test_a_head_for_another_pooling_is_refused(saved: str, asked: str, tmp_path:
 
 
 def test_a_refusal_leaves_the_network_as_it_was(base: Any) -> None:
-    model = grow(base, 'wa16')
+    model = grow(copy.deepcopy(base), 'wa16')
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match='fits neither'):
         model.load_state_dict({'junk': torch.zeros(3)})
@@ -361,11 +364,12 @@ def test_a_pickle_with_code_is_not_run(way: str, tmp_path: Path) -> None:
 # After loading --------------------------------------------------------------------------------------------------------
 
 
-def test_overwriting_the_file_does_not_change_the_network(base_file: Path) -> None:
-    model = load(f'{LITE}_wa', base_file, growth='wa16')
+def test_overwriting_the_file_does_not_change_the_network(base_file: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(base_file, tmp_path))
+    model = load(f'{LITE}_wa', path, growth='wa16')
     before = copy.deepcopy(model.state_dict())
-    with base_file.open('r+b') as file:
-        file.write(b'\xff' * base_file.stat().st_size)
+    with path.open('r+b') as file:
+        file.write(b'\xff' * path.stat().st_size)
     assert not differing(model.state_dict(), before)
 
 

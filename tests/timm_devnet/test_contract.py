@@ -25,34 +25,39 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
 # All names, by structure alone ----------------------------------------------------------------------------------------
 
 
-def test_every_parameter_matches_one_group(name: str, on_meta: Build) -> None:
-    model = on_meta(name)
-    groups = group_with_matcher(model.named_parameters(), model.group_matcher(coarse=False))
-    counts = Counter(key for group in groups.values() for key in group)
-    assert counts == Counter(key for key, _ in model.named_parameters())
+def test_every_parameter_matches_one_group(names: list[str], on_meta: Build) -> None:
+    for name in names:
+        model = on_meta(name)
+        groups = group_with_matcher(model.named_parameters(), model.group_matcher(coarse=False))
+        counts = Counter(key for group in groups.values() for key in group)
+        assert counts == Counter(key for key, _ in model.named_parameters()), name
 
 
-def test_new_units_are_in_the_last_group_beside_the_classifier(grown_name: str, on_meta: Build) -> None:
-    model = on_meta(grown_name)
-    numbers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
-    last = max(numbers.values())
-    assert all(numbers[key] == last for key, _ in model.named_parameters() if key.startswith('grown.'))
+def test_new_units_are_in_the_last_group_beside_the_classifier(grown_names: list[str], on_meta: Build) -> None:
+    for name in grown_names:
+        model = on_meta(name)
+        numbers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        last = max(numbers.values())
+        assert all(numbers[key] == last for key, _ in model.named_parameters() if key.startswith('grown.')), name
 
 
-def test_the_classifier_reads_as_many_channels_as_the_head_hides(name: str, on_meta: Build) -> None:
-    model = on_meta(name)
-    assert model.get_classifier().in_features == model.head_hidden_size
+def test_the_classifier_reads_as_many_channels_as_the_head_hides(names: list[str], on_meta: Build) -> None:
+    for name in names:
+        model = on_meta(name)
+        assert model.get_classifier().in_features == model.head_hidden_size, name
 
 
 @pytest.mark.parametrize('kind', ['classifier', 'first_conv'])
-def test_the_cfg_names_layers_that_exist(name: str, kind: str, on_meta: Build) -> None:
-    model = on_meta(name)
-    assert f'{model.pretrained_cfg[kind]}.weight' in model.state_dict()
+def test_the_cfg_names_layers_that_exist(names: list[str], kind: str, on_meta: Build) -> None:
+    for name in names:
+        model = on_meta(name)
+        assert f'{model.pretrained_cfg[kind]}.weight' in model.state_dict(), name
 
 
-def test_the_network_is_the_cfgs(name: str, on_meta: Build) -> None:
-    model = on_meta(name)
-    assert (model.num_classes, model.in_chans) == (model.pretrained_cfg['num_classes'], 3)
+def test_the_network_is_the_cfgs(names: list[str], on_meta: Build) -> None:
+    for name in names:
+        model = on_meta(name)
+        assert (model.num_classes, model.in_chans) == (model.pretrained_cfg['num_classes'], 3), name
 
 
 def test_maps_have_the_size_and_channels_that_are_told(shape_name: str, on_meta: Build) -> None:
@@ -63,10 +68,11 @@ def test_maps_have_the_size_and_channels_that_are_told(shape_name: str, on_meta:
     assert features.shape == (1, model.num_features, *pool_size)
 
 
-def test_pre_logits_are_as_wide_as_told(name: str, on_meta: Build) -> None:
-    model = on_meta(name)
-    features = torch.empty(2, model.num_features, 7, 7, device='meta')
-    assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
+def test_pre_logits_are_as_wide_as_told(names: list[str], on_meta: Build) -> None:
+    for name in names:
+        model = on_meta(name)
+        features = torch.empty(2, model.num_features, 7, 7, device='meta')
+        assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size), name
 
 
 # The sample, in numbers -----------------------------------------------------------------------------------------------

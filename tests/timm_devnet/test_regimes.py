@@ -45,31 +45,36 @@ def test_a_layer_of_an_earlier_growth_is_a_regime_of_its_own() -> None:
     assert regimes(model) == ['new', 'fca-new', 'fc7-new', 'fc6-new', 'all']
 
 
-def test_every_parameter_is_frozen_or_in_one_group(name: str, on_meta: Build) -> None:
-    model = on_meta(name)
-    for regime in regimes(model):
-        groups = parameter_groups(model, regime, lr=0.01, weight_decay=5e-4)
-        counts = Counter(id(parameter) for group in groups for parameter in group['params'])
-        assert counts == Counter(id(parameter) for parameter in model.parameters() if parameter.requires_grad), regime
+def test_every_parameter_is_frozen_or_in_one_group(names: list[str], on_meta: Build) -> None:
+    for name in names:
+        model = on_meta(name)
+        for regime in regimes(model):
+            groups = parameter_groups(model, regime, lr=0.01, weight_decay=5e-4)
+            counts = Counter(id(parameter) for group in groups for parameter in group['params'])
+            learns = Counter(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
+            assert counts == learns, (name, regime)
 
 
-def test_each_regime_trains_more_than_the_one_before(name: str, on_meta: Build) -> None:
-    model = on_meta(name)
-    sets = [trained(model, regime) for regime in regimes(model)]
-    assert all(smaller < larger for smaller, larger in zip(sets, sets[1:], strict=False))
+def test_each_regime_trains_more_than_the_one_before(names: list[str], on_meta: Build) -> None:
+    for name in names:
+        model = on_meta(name)
+        sets = [trained(model, regime) for regime in regimes(model)]
+        assert all(smaller < larger for smaller, larger in zip(sets, sets[1:], strict=False)), name
 
 
-def test_all_trains_everything(name: str, on_meta: Build) -> None:
-    model = on_meta(name)
-    parameter_groups(model, 'all', lr=0.01, weight_decay=5e-4)
-    assert not frozen(model)
+def test_all_trains_everything(names: list[str], on_meta: Build) -> None:
+    for name in names:
+        model = on_meta(name)
+        parameter_groups(model, 'all', lr=0.01, weight_decay=5e-4)
+        assert not frozen(model), name
 
 
-def test_new_trains_what_was_added_and_the_classifier(grown_name: str, on_meta: Build) -> None:
-    model = on_meta(grown_name)
-    classifier = model.pretrained_cfg['classifier'] + '.'
-    expected = {key for key, _ in model.named_parameters() if key.startswith(('grown.', classifier))}
-    assert trained(model, 'new') == expected
+def test_new_trains_what_was_added_and_the_classifier(grown_names: list[str], on_meta: Build) -> None:
+    for name in grown_names:
+        model = on_meta(name)
+        classifier = model.pretrained_cfg['classifier'] + '.'
+        expected = {key for key, _ in model.named_parameters() if key.startswith(('grown.', classifier))}
+        assert trained(model, 'new') == expected, name
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,10 @@ def test_tags_are_the_bases(name: str, tags: list[str]) -> None:
     assert timm.list_pretrained(f'{name}.*') == [f'{name}.{tag}' for tag in tags]
 
 
-def test_grown_weights_are_found_where_the_bases_are(grown_name: str, base_of: Callable[[str], str]) -> None:
-    own, base = get_pretrained_cfg(grown_name), get_pretrained_cfg(base_of(grown_name))
-    assert own and base and (own.source, own.url, own.hf_hub_id) == (base.source, base.url, base.hf_hub_id)
+def test_grown_weights_are_found_where_the_bases_are(grown_names: list[str], base_of: Callable[[str], str]) -> None:
+    for name in grown_names:
+        own, base = get_pretrained_cfg(name), get_pretrained_cfg(base_of(name))
+        assert own and base and (own.source, own.url, own.hf_hub_id) == (base.source, base.url, base.hf_hub_id), name
 
 
 def test_the_hub_id_is_whole() -> None:
@@ -80,14 +81,16 @@ def test_the_hub_id_is_whole() -> None:
     assert cfg and cfg.hf_hub_id == 'timm/vgg16.tv_in1k'
 
 
-def test_a_name_says_what_has_grown(grown_name: str, base_of: Callable[[str], str], on_meta: Build) -> None:
-    model = on_meta(grown_name)
-    growth = grown_name.removeprefix(base_of(grown_name) + '_')
-    assert parse(model.growth) == parse(growth, type(model).default_units)
+def test_a_name_says_what_has_grown(grown_names: list[str], base_of: Callable[[str], str], on_meta: Build) -> None:
+    for name in grown_names:
+        model = on_meta(name)
+        growth = name.removeprefix(base_of(name) + '_')
+        assert parse(model.growth) == parse(growth, type(model).default_units), name
 
 
-def test_the_cfg_has_the_name_and_tag(grown_name: str, on_meta: Build) -> None:
-    assert on_meta(grown_name).pretrained_cfg['architecture'] == grown_name
+def test_the_cfg_has_the_name_and_tag(grown_names: list[str], on_meta: Build) -> None:
+    for name in grown_names:
+        assert on_meta(name).pretrained_cfg['architecture'] == name, name
 
 
 def test_the_paper_names_without_number_have_the_papers_best_number() -> None:
