@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
@@ -144,3 +145,19 @@ def _crops(picture: Tensor) -> Iterator[Tensor]:
         part = picture[:, int(top * height) :, int(left * width) :][:, : int(share * height), : int(share * width)]
         part = part[None].float() / 255
         yield nn.functional.interpolate(part, (96, 96), mode='bilinear', antialias=True, align_corners=False)[0]
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Make a folder with 8 training and 3 validation images in each of three colours, learnt at once."""
+    random = np.random.default_rng(0)
+    root = tmp_path / 'colours'
+    for split, count in (('train', 8), ('val', 3)):
+        for channel, name in enumerate(('blue', 'green', 'red')):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 120, (40, 48, 3), dtype=np.uint8)
+                pixels[..., 2 - channel] += 130
+                Image.fromarray(pixels).save(folder / f'{index}.png')
+    return root

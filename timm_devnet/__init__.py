@@ -1,7 +1,7 @@
 """A timm plugin of networks that grow: `import timm_devnet` registers grown architectures with timm."""
 
 from . import models
-from .grown import block_logits, block_names, grow, to_own_layout
+from .growing import block_logits, block_names, grow, to_own_layout
 from .growth import Growth
 from .growth import parse as parse_growth
 from .models.efficientnet_grown import convert_lite

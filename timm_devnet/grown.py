@@ -28,14 +28,8 @@ __all__ = [
     'FAMILIES',
     'Grown',
     'Options',
-    'block_logits',
-    'block_names',
-    'family_of',
-    'grow',
     'grows',
-    'old_levels',
     'registered_for',
-    'to_own_layout',
 ]
 
 FAMILIES: dict[type[nn.Module], 'type[Grown]'] = {}  # class of the old network -> class of the grown one
@@ -74,115 +68,10 @@ def grows(base: type[nn.Module]) -> Callable[['type[Grown]'], 'type[Grown]']:
     return enter
 
 
-def family_of(model: nn.Module) -> 'type[Grown]':
-    """The class that a network is, or becomes when it grows.
-
-    Raises:
-        ValueError: If it cannot grow.
-    """
-    family = type(model) if isinstance(model, Grown) else FAMILIES.get(type(model))
-    if family is None:
-        known = ', '.join(sorted(cls.__name__ for cls in FAMILIES))
-        raise ValueError(f'{type(model).__name__} is no network that can grow; these classes can: {known}.')
-    return family
-
-
-def old_levels(model: nn.Module) -> list[Level]:
-    """The levels of the old network, from the top down, of a plain or a grown one."""
-    return family_of(model).levels(model)
-
-
-def to_own_layout(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename a base's checkpoint to timm's names, from torchvision's or another layout that the family knows.
-
-    Args:
-        state_dict: The checkpoint; one in timm's names passes unchanged.
-        model: A network that can grow, plain or grown.
-    """
-    return family_of(model).to_own_layout(state_dict)
-
-
-def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_init: str = 'random') -> nn.Module:
-    """Let a network grow: add new units, keep everything it has learnt.
-
-    Works on a plain network and on one that has grown before, trained or not; its parameters stay the same objects.
-    Where the classifier can go on reading what it read, its columns stay and the new ones start at zero.
-
-    New units depend on torch's seed (`torch.manual_seed`) and on their names alone: the same seed gives the same units,
-    however the network was built.
-
-    Args:
-        model: A timm network of a family that can grow. It is changed itself; copy it first to keep the old one.
-        growth: What to add, such as 'wa2048', 'mwa' or 'wa2048_wa1024'; see `timm_devnet.growth`.
-        scale_init: Where the learnt scales start; None or 0 switches reconciliation off (through timm's `create_model`
-            use 0: it drops arguments that are None).
-        new_init: 'random' (He's law), or 'copy': copies of the old units beside them plus noise.
-
-    Returns:
-        The same model, grown.
-
-    Raises:
-        ValueError: If the growth, the network or an option is none that is known.
-
-    Source:
-        Growing a Brain (Wang, Ramanan, Hebert, 2017), section 3; `mwa` and `skip` are this project's.
-
-    Example:
-        >>> import timm, timm_devnet
-        >>> model = timm_devnet.grow(timm.create_model('tf_efficientnet_lite0', num_classes=10), 'mwa512')
-        >>> timm_devnet.block_names(model)
-        ['conv_head', 'conv_head_1', 'conv_head_2']
-    """
-    options, family = Options(scale_init, new_init), family_of(model)
-    added = parse(growth, family.default_units)
-    before = parse(model.growth).steps if isinstance(model, Grown) else ()
-    whole = Growth((*before, *added.steps))
-    planned = family.plan_for(model, whole, options)  # refuses what cannot be, before anything is changed
-    family.check_copies(planned, whole, options, len(before))
-    if not isinstance(model, Grown):
-        model.__class__ = family  # in place: the same modules, the same parameters
-    elif options.scale_init != model.options.scale_init:
-        raise ValueError(
-            f'The network has grown with scale_init={model.options.scale_init} and goes on with it; '
-            f'given scale_init={scale_init}.'
-        )
-    assert isinstance(model, Grown)
-    model.take(whole, options, settled=len(before))
-    return model
-
-
 def registered_for(base: str, growth: str) -> str | None:
     """The registered name under which timm builds a growth of a base, if need be with the argument `growth`."""
     names = (f'{base}_{name}' for name in (growth, re.split('[0-9_]', growth)[0], 'wa'))
     return next((name for name in names if is_model(name)), None)
-
-
-def block_names(model: nn.Module) -> list[str]:
-    """The blocks that the classifier reads, the old one first; empty for a network that has not grown."""
-    return list(model.plan.blocks) if isinstance(model, Grown) else []
-
-
-def block_logits(model: nn.Module, pre_logits: Tensor) -> list[Tensor]:
-    """Each block's own answer: its columns of the classifier on its part of the input, plus the bias.
-
-    Args:
-        model: A grown network with a classifier.
-        pre_logits: Its `forward_head(..., pre_logits=True)`, shape (N, head_hidden_size).
-
-    Returns:
-        A tensor (N, num_classes) for each of `block_names(model)`; they sum to the logits plus (blocks - 1) biases.
-
-    Raises:
-        ValueError: If the network has no blocks or no classifier.
-    """
-    if not isinstance(model, Grown):
-        raise ValueError(f'{type(model).__name__} has not grown, so it has no blocks that could answer alone.')
-    classifier = model.get_classifier()
-    if not isinstance(classifier, nn.Linear):
-        raise ValueError('The network has no classifier (num_classes=0), so its blocks have no answer.')
-    widths = [width for _, width in model.plan.top]
-    parts, columns = pre_logits.split(widths, 1), classifier.weight.split(widths, 1)
-    return [nn.functional.linear(part, column, classifier.bias) for part, column in zip(parts, columns, strict=True)]
 
 
 class Grown(nn.Module):
@@ -365,7 +254,7 @@ class Grown(nn.Module):
         """
         new = self.get_classifier()
         if isinstance(old, nn.Linear) and isinstance(new, nn.Linear) and not old.weight.is_meta:
-            blocks = old_plan.blocks if old_plan else (old_levels(self)[0].name,)
+            blocks = old_plan.blocks if old_plan else (self.levels(self)[0].name,)
             if self.plan.blocks[: len(blocks)] == blocks and old.out_features == new.out_features:
                 with torch.no_grad():
                     new.weight.zero_()
@@ -380,8 +269,9 @@ class Grown(nn.Module):
         known = registered_for(str(self.base_name), self.growth)
         self.pretrained_cfg = self.default_cfg = {**cfg, 'architecture': known or f'{self.base_name}_{self.growth}'}
         self._model_args = {**getattr(self, '_model_args', {}), 'growth': self.growth, **vars(self.options)}
-        if self.settled:  # what is there already need not be copied again
-            self._model_args['new_init'] = 'random'
+        if self.settled:
+            self._model_args['settled'] = self.settled
+            self._model_args['new_init'] = 'random'  # what is there already need not be copied again
 
     def shed(self) -> None:
         """Become the old network again, without classifier; for `prune_intermediate_layers`."""

@@ -72,7 +72,7 @@ _GRAMMAR = (
     "(256 units reading level 2 and 256 reading level 3) or 'r2u512at1+r1u1024' (the first beside level 1)"
 )
 _NAMED = re.compile(r'([a-z]+)([1-9][0-9]{0,6})?')
-_SPELLED = re.compile(r'((?:r[0-9]{1,3})+)u(0|[1-9][0-9]{0,6})(?:at([1-9][0-9]{0,2}))?')
+_SPELLED = re.compile(r'((?:r[0-9]{1,3})+)u(0|[1-9][0-9]{0,6})(?:at(-1|[1-9][0-9]{0,2}))?')
 
 
 @dataclass(frozen=True)

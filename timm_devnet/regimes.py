@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from .grown import Grown, old_levels
+from .growing import old_levels
+from .grown import Grown
 
 __all__ = ['parameter_groups', 'regimes']
 

@@ -22,7 +22,8 @@ from timm.models import (
 from torch import nn
 
 from .checkpoint import filter_checkpoint
-from .grown import Grown, Options, family_of, registered_for
+from .growing import family_of
+from .grown import Grown, Options, registered_for
 from .growth import parse
 
 __all__ = ['create_grown', 'grown_cfgs', 'register_grown', 'resolve_name']
@@ -66,11 +67,12 @@ def _register(module: str, base: str, growth: str, feature_levels: int) -> None:
         growth: str = growth,
         scale_init: float | None = 10.0,
         new_init: str = 'random',
+        settled: int = 0,
         **kwargs: Any,
     ) -> nn.Module:
         options = Options(scale_init, new_init)
         kwargs.setdefault('out_indices', tuple(range(feature_levels))) if kwargs.get('features_only') else None
-        return create_grown(variant, base, growth, options, pretrained, **kwargs)
+        return create_grown(variant, base, growth, options, pretrained, settled, **kwargs)
 
     entrypoint.__name__ = entrypoint.__qualname__ = variant
     entrypoint.__module__ = module  # timm looks there for default_cfgs, and lists the model under its last part
@@ -112,7 +114,13 @@ def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def create_grown(
-    variant: str, base: str, growth: str, options: Options, pretrained: bool = False, **kwargs: Any
+    variant: str,
+    base: str,
+    growth: str,
+    options: Options,
+    pretrained: bool = False,
+    settled: int = 0,
+    **kwargs: Any,
 ) -> nn.Module:
     """Build a grown network, with its base's weights or a grown checkpoint's if `pretrained`.
 
@@ -124,6 +132,7 @@ def create_grown(
         growth: What is added.
         options: How new units meet old ones.
         pretrained: Whether to load weights.
+        settled: How many of the growth's steps count as old, as in a saved network that grew again after training.
         **kwargs: timm's: for its `build_model_with_cfg` and for the base's constructor, which refuses unknown ones.
 
     Returns:
@@ -136,9 +145,11 @@ def create_grown(
         model = model_entrypoint(base)(pretrained=False, **model_kwargs)
         family = family_of(model)
         parsed = parse(growth, family.default_units)
+        if not 0 <= settled <= len(parsed.steps):
+            raise ValueError(f'settled is 0 to {len(parsed.steps)}, the steps of growth {parsed}; given {settled}.')
         family.check_copies(family.plan_for(model, parsed, options), parsed, options, 0)
         model.__class__ = family
-        model.take(parsed, options, settled=0)
+        model.take(parsed, options, settled)
         return model
 
     model = build_model_with_cfg(

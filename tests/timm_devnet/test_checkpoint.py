@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from timm_devnet import convert_lite, grow
+from timm_devnet import convert_lite, grow, parameter_groups
 
 LITE = 'tf_efficientnet_lite0'
 Build = Callable[..., Any]
@@ -232,6 +232,24 @@ def test_a_local_folder_takes_other_classes(tmp_path: Path) -> None:
     save_for_hf(model, tmp_path, safe_serialization=True)
     loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, num_classes=9).state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in model.state_dict().items() if 'classifier' not in key)
+
+
+def test_the_local_folder_remembers_which_growths_are_old(tmp_path: Path) -> None:
+    model = grow(grow(timm.create_model(LITE, num_classes=4), 'wa16'), 'wa8')
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    trained = [
+        sum(parameter.numel() for group in parameter_groups(network, 'new', 0.1, 0.0) for parameter in group['params'])
+        for network in (model, again)
+    ]
+    assert trained[0] == trained[1]
+    assert not next(again.get_submodule('grown.conv_head_1').parameters()).requires_grad
+
+
+@pytest.mark.parametrize('settled', [-1, 2])
+def test_more_old_growths_than_there_are_is_refused(settled: int) -> None:
+    with pytest.raises(ValueError, match='settled is 0 to 1'):
+        timm.create_model(f'{LITE}_wa', settled=settled, device='meta')
 
 
 @pytest.mark.parametrize(

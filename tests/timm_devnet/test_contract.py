@@ -309,7 +309,7 @@ def test_copies_answer_the_same(build: Build, copied: str, images: Tensor) -> No
         buffer = io.BytesIO()
         torch.save(model, buffer)
         buffer.seek(0)
-        other = torch.load(buffer, weights_only=False)
+        other = torch.load(buffer, weights_only=False)  # what this test has just written
     assert torch.equal(logits_of(other, images), logits_of(model, images))
 
 

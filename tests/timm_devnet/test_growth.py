@@ -71,7 +71,7 @@ def test_odd_numbers_cannot_be_shared_between_two_blocks(text: str) -> None:
 
 WRONG = [
     *('WA2048', 'wa-1', 'wa0', 'wa01', 'wa2.5', 'wa 2', 'wa2048 ', 'wa2048\n', 'wa٣', '_', 'wa_', 'wa2__wa4', 'norm4'),
-    *('skip1', 'vgg', 'r2', 'u5', 'r2u', 'r2u5at0', 'r2u5+', '+', 'r2u5at-1', 'wa99999999', 'r1000u4'),
+    *('skip1', 'vgg', 'r2', 'u5', 'r2u', 'r2u5at0', 'r2u5+', '+', 'wa99999999', 'r1000u4'),
 ]
 
 
@@ -125,3 +125,8 @@ def test_a_block_on_top_has_units_and_reads_the_top(level: int, reads: tuple[int
 def test_a_block_reads_something() -> None:
     with pytest.raises(ValueError, match='reads one or more levels'):
         Block(0, (), 4)
+
+
+@pytest.mark.parametrize('step', [(Block(0, (2,), 4), Block(-1, (0,), 8)), (Block(-1, (0,), 3), Block(0, (1,), 5))])
+def test_a_spelled_out_step_may_put_units_on_top(step: tuple[Block, ...]) -> None:
+    assert parse(str(Growth((step,)))) == Growth((step,))

@@ -276,7 +276,7 @@ def copied(model: nn.Module, way: str) -> nn.Module:
     buffer = io.BytesIO()
     torch.save(model, buffer)
     buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
+    return torch.load(buffer, weights_only=False)  # what this test has just written
 
 
 @pytest.mark.parametrize('way', ['deepcopy', 'torch.save'])
