@@ -20,7 +20,7 @@ import timm_devnet
 from training import devices, networks
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.config import Config
-from training.data import EpochOrder, InputFormat, create_loaders
+from training.data import EpochOrder, InputFormat, Normalize, create_loaders
 from training.interruption import EXIT_INTERRUPTED, InterruptedRun, Interruption
 from training.metrics import BadImages, Tally, evaluate, objective, split_output
 from training.progress import LiveLine, Progress, describe_epoch
@@ -53,10 +53,7 @@ class Session:
     bad_images: dict[str, BadImages]
     tally: Tally
     progress: Progress
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.config.channels_last else torch.contiguous_format
+    normalize: Normalize
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -103,7 +100,8 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     input_format = networks.input_format(network, config.img_size)
     networks.check_img_size(network, input_format.img_size)
     groups = timm_devnet.parameter_groups(network, config.regime, config.lr, config.weight_decay, config.new_lr_mult)
-    network = network.to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    network = network.to(memory_format=memory_format)
     train_loader, val_loader, order = create_loaders(config, sources, input_format, accelerator.num_processes)
     optimizer = create_optimizer(config, groups)
     schedule = create_schedule(config, optimizer, order.updates)
@@ -128,6 +126,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         bad_images={split: BadImages(split, source, accelerator.device) for split, source in sources.items()},
         tally=Tally(accelerator.device),
         progress=Progress(),
+        normalize=Normalize(input_format.mean, input_format.std, memory_format).to(accelerator.device),
     )
 
 
@@ -174,9 +173,9 @@ def train_epoch(session: Session, live_line: LiveLine, interruption: Interruptio
     model.train()
     session.order.seek(progress.epoch, progress.update)
     start = time.monotonic()
-    for images, targets, indices in session.loaders['train']:
+    for pixels, targets, indices in session.loaders['train']:
         with accelerator.accumulate(model):
-            output = model(images.to(memory_format=session.memory_format))
+            output = model(session.normalize(pixels))
             loss = objective(output, targets, config.smoothing, config.block_loss)
             accelerator.backward(loss)
             if accelerator.sync_gradients and config.clip_grad is not None:
@@ -210,7 +209,7 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> No
     val_metrics: dict[str, float] = {}
     if (progress.epoch + 1) % config.eval_every == 0 or progress.epoch + 1 == session.epochs:
         val_metrics = evaluate(
-            accelerator, session.model, session.loaders['val'], session.bad_images['val'], session.memory_format
+            accelerator, session.model, session.loaders['val'], session.bad_images['val'], session.normalize
         )
         if config.bad_images == 'stop':
             session.bad_images['val'].refuse(accelerator)

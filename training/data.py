@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import str_to_interp_mode
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
@@ -37,20 +37,24 @@ class InputFormat:
     std: tuple[float, ...]
     interpolation: str
 
+    @property
+    def resized_side(self) -> int:
+        """Pixels of the side that images are resized to, before they are cropped."""
+        return math.floor(self.img_size / CROP_PCT)
+
     def eval_transform(self) -> Callable[[Image.Image], Tensor]:
-        """Make timm's own transform for evaluation from what `timm_config` saves."""
-        return create_transform(**self.timm_config())
+        """Make timm's own transform for evaluation from what `timm_config` saves; it leaves normalising to others."""
+        return create_transform(**self.timm_config(), normalize=False)
 
     def train_transform(self, hflip: float) -> Callable[[Image.Image], Tensor]:
         """Make the paper's transform for training: both sides resized, random crop, random flip."""
-        side = math.floor(self.img_size / CROP_PCT)
+        side = (self.resized_side, self.resized_side)
         return transforms.Compose(
             [
-                transforms.Resize((side, side), interpolation=str_to_interp_mode(self.interpolation)),
+                transforms.Resize(side, interpolation=str_to_interp_mode(self.interpolation)),
                 transforms.RandomCrop(self.img_size),
                 transforms.RandomHorizontalFlip(hflip),
-                transforms.ToTensor(),
-                transforms.Normalize(self.mean, self.std),
+                transforms.PILToTensor(),
             ]
         )
 
@@ -64,6 +68,28 @@ class InputFormat:
             'crop_pct': CROP_PCT,
             'crop_mode': 'squash',
         }
+
+
+class Normalize(nn.Module):
+    """From pixels to what the network sees, a batch at a time and where the network is.
+
+    Images travel as bytes, a quarter of what floats take. The arithmetic is that of torchvision's ToTensor and
+    Normalize, so the result is theirs bit for bit.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], memory_format: torch.memory_format):
+        super().__init__()
+        self.memory_format = memory_format
+        self.register_buffer('mean', torch.tensor(mean)[:, None, None])
+        self.register_buffer('std', torch.tensor(std)[:, None, None])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Images (N, 3, H, W) of pixels (N, H, W, 3), bytes."""
+        images = pixels.movedim(-1, 1).to(memory_format=self.memory_format, dtype=torch.float32)
+        return images.div_(255).sub_(self.mean).div_(self.std)
 
 
 @contextlib.contextmanager
@@ -99,7 +125,7 @@ class Images(Dataset):
         """Read one image.
 
         Returns:
-            Pixels of shape (C, H, W), class index or `UNREADABLE`, index of the image.
+            Pixels as bytes of shape (H, W, 3), class index or `UNREADABLE`, index of the image.
         """
         epoch, index = key
         target = self.source.targets[index]
@@ -108,7 +134,7 @@ class Images(Dataset):
         except Exception:  # decoders raise errors of every kind on broken files; the target tells of it
             image, target = Image.new('RGB', (8, 8)), UNREADABLE
         with seeded(self.seed, epoch, index):
-            return self.transform(image), target, index
+            return self.transform(image).movedim(0, -1), target, index
 
 
 class EpochOrder(Sampler[tuple[int, int]]):

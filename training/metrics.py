@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .data import UNREADABLE
+from .data import UNREADABLE, Normalize
 from .sources import Source
 
 Output = Tensor | tuple[Tensor, list[Tensor]]
@@ -95,13 +95,13 @@ def evaluate(
     model: nn.Module,
     loader: DataLoader,
     bad_images: BadImages,
-    memory_format: torch.memory_format,
+    normalize: Normalize,
 ) -> dict[str, float]:
     """Measure a network: loss, top1 and top5 in percent over all readable images."""
     model.eval()
     tally = Tally(accelerator.device)
-    for images, targets, indices in loader:
-        logits, _ = split_output(model(images.to(memory_format=memory_format)))
+    for pixels, targets, indices in loader:
+        logits, _ = split_output(model(normalize(pixels)))
         # Processes pad the last batch by repeating images; this drops the repetitions.
         logits, targets, indices = accelerator.gather_for_metrics((logits, targets, indices))
         bad_images.add(targets, indices)

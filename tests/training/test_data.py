@@ -15,6 +15,7 @@ from training.data import (
     EpochOrder,
     Images,
     InputFormat,
+    Normalize,
     create_loaders,
     seeded,
 )
@@ -105,14 +106,18 @@ def test_loader_leaves_the_global_generator_alone(image_folder: Path) -> None:
 def test_evaluation_sees_what_timm_shows_to_others(image_folder: Path) -> None:
     image = load_sources(Config(data_dir=str(image_folder)))['val'].read(0)
     shown = create_transform(**FORMAT.timm_config(), is_training=False)(image)
-    torch.testing.assert_close(FORMAT.eval_transform()(image), shown, rtol=0, atol=0)
+    pixels = FORMAT.eval_transform()(image).movedim(0, -1)[None]
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        seen = Normalize(FORMAT.mean, FORMAT.std, memory_format)(pixels)
+        assert seen.is_contiguous(memory_format=memory_format)
+        torch.testing.assert_close(seen[0], shown, rtol=0, atol=0)
     assert FORMAT.timm_config()['crop_pct'] == 0.875
 
 
 def test_training_images_are_resized_on_both_sides_then_cropped(image_folder: Path) -> None:
     resize = FORMAT.train_transform(0.0).transforms[0]  # type: ignore[attr-defined]
     assert resize.size == (36, 36)
-    assert make_images(image_folder)[0, 0][0].shape == (3, 32, 32)
+    assert make_images(image_folder)[0, 0][0].shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize('kept_bytes', [0, 20, 400])
@@ -120,7 +125,7 @@ def test_an_unreadable_image_has_no_target(image_folder: Path, kept_bytes: int) 
     path = image_folder / 'train' / 'blue' / '0.png'
     path.write_bytes(path.read_bytes()[:kept_bytes])
     pixels, target, index = make_images(image_folder)[0, 0]
-    assert (pixels.shape, target, index) == ((3, 32, 32), UNREADABLE, 0)
+    assert (pixels.shape, target, index) == ((32, 32, 3), UNREADABLE, 0)
 
 
 def test_workers_end_at_once(image_folder: Path) -> None:
