@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -13,20 +15,22 @@ from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import timm_devnet
 from training import devices, networks
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.config import Config
-from training.data import EpochOrder, InputFormat, Normalize, create_loaders
+from training.data import EpochOrder, InputFormat, Normalize, create_images, create_loaders, create_order
+from training.features import Features
 from training.interruption import EXIT_INTERRUPTED, InterruptedRun, Interruption
 from training.metrics import BadImages, Tally, evaluate, objective, split_output
 from training.progress import LiveLine, Progress, describe_epoch
 from training.run_folder import RunFolder, describe_run, find_folder, make_folder
 from training.schedule import create_optimizer, create_schedule
 from training.sources import Source, load_sources
+from training.tuning import choose_channels_last
 
 EXIT_USER_ERROR = 2
 # Updates between two looks at the device: for the live line, and for several processes to agree on stopping.
@@ -54,6 +58,14 @@ class Session:
     tally: Tally
     progress: Progress
     normalize: Normalize
+    features: Features | None
+    """What the frozen part gives, if it is computed once only."""
+
+    def inputs(self, batch: Any) -> tuple[Tensor, ...]:
+        """Make what `model` reads of what a loader gives: pixels (N, H, W, 3), or a list of features."""
+        if self.features is None:
+            return (self.normalize(batch),)
+        return self.features.arrange(batch)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -72,8 +84,9 @@ def main(config: Config) -> dict[str, Any]:
         devices.keep_freed_memory()
         accelerator = devices.create_accelerator(config)
         accelerator.print(devices.describe(accelerator))
-        session = prepare(config, accelerator)
         folder = find_folder(config)
+        session = prepare(folder.adopt_choices(config) if folder else config, accelerator)
+        config = session.config
         if folder is not None:
             resume(session, folder)
         elif config.resume:
@@ -84,7 +97,11 @@ def main(config: Config) -> dict[str, Any]:
                 facts = describe_run(config, session.sources, len(session.order.indices))
                 folder.write_run({**facts, 'machine': devices.describe(accelerator)})
             accelerator.print(f'run folder {folder.path}')
+            if session.features and session.progress.epoch < session.epochs:
+                fill_features(session, folder, interruption)
             train(session, folder, interruption)
+            if session.features and accelerator.is_main_process:
+                shutil.rmtree(folder.features, ignore_errors=True)
     best = session.progress.best()
     assert best is not None, 'the last epoch is always evaluated'
     results = {'top1': best['val_top1'], 'top5': best['val_top5'], 'loss': best['val_loss'], 'epoch': best['epoch']}
@@ -93,24 +110,34 @@ def main(config: Config) -> dict[str, Any]:
 
 def prepare(config: Config, accelerator: Accelerator) -> Session:
     """Make data, network, optimizer and schedule, and hand them to accelerate."""
-    assert config.epochs is not None, 'the configuration is resolved'
     sources = load_sources(config)
     set_seed(config.seed)
     network, origin = networks.build_network(config, networks.count_classes(config, sources['train'].classes))
     input_format = networks.input_format(network, config.img_size)
     networks.check_img_size(network, input_format.img_size)
     groups = timm_devnet.parameter_groups(network, config.regime, config.lr, config.weight_decay, config.new_lr_mult)
+    learner = networks.BlockAnswers(network) if config.block_loss else network
+    config = dataclasses.replace(
+        config, channels_last=choose_channels_last(config, learner, input_format.img_size, accelerator)
+    )
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    network = network.to(memory_format=memory_format)
-    train_loader, val_loader, order = create_loaders(config, sources, input_format, accelerator.num_processes)
+    network = network.to(accelerator.device).to(memory_format=memory_format)
+    normalize = Normalize(input_format.mean, input_format.std, memory_format).to(accelerator.device)
+    images = create_images(config, sources, input_format)
+    order = create_order(config, sources, accelerator.num_processes)
     optimizer = create_optimizer(config, groups)
     schedule = create_schedule(config, optimizer, order.updates)
     accelerator.print(f'{networks.describe(config, network)}, weights from {origin}')
     accelerator.print(order.describe(sources, input_format))
+    features = None
+    if config.cache_features:
+        features, learner = Features.create(config, learner, images, order.indices, normalize, accelerator)
+    loaders = create_loaders(config, features.views if features else images, order)
     set_seed(config.seed, device_specific=True)  # from here on each process has its own dropout
-    model, prepared_optimizer, train_loader, val_loader = accelerator.prepare(
-        networks.BlockAnswers(network) if config.block_loss else network, optimizer, train_loader, val_loader
+    model, prepared_optimizer, loaders['train'], loaders['val'] = accelerator.prepare(
+        learner, optimizer, loaders['train'], loaders['val']
     )
+    assert config.epochs is not None, 'the configuration is resolved'
     return Session(
         config=config,
         accelerator=accelerator,
@@ -120,13 +147,14 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         model=model,
         optimizer=prepared_optimizer,
         schedule=schedule,
-        loaders={'train': train_loader, 'val': val_loader},
+        loaders=loaders,
         order=order,
         epochs=config.epochs,
         bad_images={split: BadImages(split, source, accelerator.device) for split, source in sources.items()},
         tally=Tally(accelerator.device),
         progress=Progress(),
-        normalize=Normalize(input_format.mean, input_format.std, memory_format).to(accelerator.device),
+        normalize=normalize,
+        features=features,
     )
 
 
@@ -138,6 +166,16 @@ def resume(session: Session, folder: RunFolder) -> None:
     )
     place = session.progress
     session.accelerator.print(f'going on after epoch {place.epoch} and {place.update} updates of the next')
+
+
+def fill_features(session: Session, folder: RunFolder, interruption: Interruption) -> None:
+    """Compute what the frozen part gives; what is whole when a signal stops it is not computed again."""
+    assert session.features is not None
+    accelerator = session.accelerator
+    if not folder.state.exists():  # so that there is something to go on with
+        save_checkpoint(folder.state, accelerator, session.network, session.optimizer, session.progress, session.tally)
+    if not session.features.fill(folder.features, lambda: interruption.is_requested):
+        raise InterruptedRun(f'stopped; go on with: --resume {folder.path}')
 
 
 def train(session: Session, folder: RunFolder, interruption: Interruption) -> None:
@@ -173,9 +211,9 @@ def train_epoch(session: Session, live_line: LiveLine, interruption: Interruptio
     model.train()
     session.order.seek(progress.epoch, progress.update)
     start = time.monotonic()
-    for pixels, targets, indices in session.loaders['train']:
+    for batch, targets, indices in session.loaders['train']:
         with accelerator.accumulate(model):
-            output = model(session.normalize(pixels))
+            output = model(*session.inputs(batch))
             loss = objective(output, targets, config.smoothing, config.block_loss)
             accelerator.backward(loss)
             if accelerator.sync_gradients and config.clip_grad is not None:
@@ -209,7 +247,7 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> No
     val_metrics: dict[str, float] = {}
     if (progress.epoch + 1) % config.eval_every == 0 or progress.epoch + 1 == session.epochs:
         val_metrics = evaluate(
-            accelerator, session.model, session.loaders['val'], session.bad_images['val'], session.normalize
+            accelerator, session.model, session.loaders['val'], session.bad_images['val'], session.inputs
         )
         if config.bad_images == 'stop':
             session.bad_images['val'].refuse(accelerator)

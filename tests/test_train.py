@@ -38,6 +38,7 @@ def config(image_folder: Path, tmp_path: Path) -> Config:
         epochs=2,
         workers=0,
         threads=1,
+        channels_last=True,
         output=str(tmp_path / 'runs'),
         experiment='run',
     )
@@ -50,7 +51,9 @@ def flags(config: Config) -> list[str]:
         value = getattr(config, field.name)
         if value != field.default:
             name = field.name.replace('_', '-')
-            given += [f'--no-{name}'] if value is False else [f'--{name}', str(value)]
+            given += (
+                [f'--{name}'] if value is True else [f'--no-{name}'] if value is False else [f'--{name}', str(value)]
+            )
     return given
 
 
@@ -153,6 +156,40 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert metrics(resumed['run']) == metrics(unbroken['run'])
 
 
+@pytest.mark.parametrize('regime', ['new', 'conv_head-new'])
+def test_cached_features_train_the_same_network(config: Config, regime: str) -> None:
+    config = dataclasses.replace(config, regime=regime, model='tf_efficientnet_lite0_mwa256', block_loss=0.5)
+    plain = train.main(dataclasses.replace(config, experiment='plain'))
+    cached = train.main(dataclasses.replace(config, cache_features=2))
+    assert_same_weights(cached['run'], plain['run'])
+    for ours, theirs in zip(metrics(cached['run']), metrics(plain['run']), strict=True):
+        assert {k: float(v or 0) for k, v in ours.items()} == pytest.approx(
+            {k: float(v or 0) for k, v in theirs.items()}, rel=1e-6
+        )
+    assert not Path(cached['run'], 'features').exists()
+
+
+def test_cached_features_go_on_bit_for_bit(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(config, regime='conv_head-new', cache_features=1)
+    unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(InterruptedRun):
+            train.main(config)
+    assert_same_weights(train.main(dataclasses.replace(config, resume='auto'))['run'], unbroken['run'])
+
+
+def test_a_signal_while_features_are_computed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(config, regime='new', cache_features=1)
+    unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
+    with monkeypatch.context() as patch:
+        fill = train.Features.fill
+        patch.setattr(train.Features, 'fill', lambda self, root, stop: fill(self, root, lambda: True))
+        with pytest.raises(InterruptedRun, match='stopped; go on with: --resume '):
+            train.main(config)
+    assert_same_weights(train.main(dataclasses.replace(config, resume='auto'))['run'], unbroken['run'])
+
+
 def test_accumulation_goes_on_bit_for_bit(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(config, grad_accum_steps=2, clip_grad=1.0, sched='cosine')
     unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
@@ -211,6 +248,9 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(config: Config) -> Non
         ({'model': 'alexnet', 'img_size': 32}, '--img-size 32 does not fit the trunk of this network: give at least'),
         ({'model': 'nothing'}, "Unknown model 'nothing'"),
         ({'regime': 'fc9-new'}, 'fc9-new'),
+        ({'cache_features': 2}, 'in regime all none is frozen'),
+        ({'cache_dtype': 'bf16', 'regime': 'new'}, '--cache-dtype bf16 needs --cache-features'),
+        ({'model': 'alexnet', 'grad_checkpointing': True}, 'alexnet cannot compute activations again'),
         ({'batch_size': 100}, '24 training images do not fill one update of 100'),
         ({'data_dir': 'nowhere'}, '--data-dir nowhere is not a folder'),
         ({'resume': 'nowhere'}, '--resume nowhere has no checkpoint'),
@@ -288,6 +328,30 @@ def test_block_loss_teaches_every_block(config: Config) -> None:
     assert float(rows[-1]['train_loss']) < float(rows[0]['train_loss'])
     without = metrics(train.main(dataclasses.replace(config, block_loss=0.0, epochs=1))['run'])
     assert float(without[0]['train_loss']) < float(rows[0]['train_loss'])
+
+
+def test_recomputed_activations_change_nothing(config: Config) -> None:
+    config = dataclasses.replace(config, drop=None, epochs=1)
+    plain = train.main(dataclasses.replace(config, experiment='plain'))
+    assert_same_weights(train.main(dataclasses.replace(config, grad_checkpointing=True))['run'], plain['run'])
+
+
+def test_the_layout_in_memory_changes_no_more_than_rounding(config: Config) -> None:
+    config = dataclasses.replace(config, drop=None, lr=0.001, model='test_efficientnet_gn', epochs=1)
+    last = train.main(dataclasses.replace(config, experiment='last'))
+    first = train.main(dataclasses.replace(config, channels_last=False))
+    ours, theirs = (load_file(Path(run['run'], 'last', 'model.safetensors')) for run in (last, first))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_measured_layout_is_kept_with_the_run(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(config, channels_last=None, epochs=1)
+    run = Path(train.main(config)['run'])
+    chosen = json.loads((run / 'run.json').read_text())['config']['channels_last']
+    assert chosen in (True, False)
+    monkeypatch.setattr(train, 'choose_channels_last', lambda config, *_: config.channels_last)
+    train.main(dataclasses.replace(config, resume='auto', sched='step'))  # goes on with what the folder says
+    assert json.loads((run / 'run.json').read_text())['config']['channels_last'] is chosen
 
 
 def test_bf16_trains(config: Config) -> None:

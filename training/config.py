@@ -16,7 +16,7 @@ ELPV = 'elpv'
 # What may differ between a run and its continuation: where things lie, how long it lasts, how many hands do the work.
 # The data may have moved: the fingerprint in run.json tells whether it is still the same data.
 FREE_ON_RESUME = frozenset(
-    {'data_dir', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads'},
+    {'data_dir', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads', 'tune'},
 )
 
 
@@ -98,8 +98,19 @@ class Config:
     # Machine
     mixed_precision: Literal['no', 'bf16', 'fp16'] | None = None
     """Precision of the arithmetic (None: what accelerate's launcher says, else fp32)."""
-    channels_last: bool = True
-    """Keep activations with channels innermost, the faster layout for convolutions."""
+    channels_last: bool | None = None
+    """Keep activations with channels innermost, often the faster layout for convolutions (None: see --tune)."""
+    tune: bool = True
+    """Without --channels-last, measure which layout is faster here, once for each network and machine; else: last."""
+    torchcompile: bool = False
+    """Compile the network with torch.compile (inductor); pays where many epochs follow."""
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them, where the network offers it."""
+    cache_features: int | None = None
+    """With a regime that freezes lower layers: compute their outputs once, for so many augmented views of every image,
+    and train from those; epochs take the views in turn."""
+    cache_dtype: Literal['fp32', 'bf16'] | None = None
+    """How cached features are kept (None: as computed)."""
     workers: int | None = None
     """Processes that read images, for each training process; 0 reads in the training process itself (None: 4 with a
     GPU, else 0: they would only take the cores that compute)."""
@@ -138,7 +149,9 @@ class Config:
         Raises:
             ValueError: Names the option, the value given and the values allowed.
         """
-        at_least_one = 'batch_size grad_accum_steps eval_every epochs img_size labels_per_class threads num_classes'
+        at_least_one = (
+            'cache_features batch_size grad_accum_steps eval_every epochs img_size labels_per_class threads num_classes'
+        )
         for name in at_least_one.split():
             self._require(name, lambda value: value >= 1, 'at least 1')
         for name in ('lr', 'new_lr_mult', 'decay_rate', 'decay_epochs', 'clip_grad'):
@@ -153,6 +166,10 @@ class Config:
             raise ValueError(f'--dataset {self.dataset} brings its own images: leave out --data-dir {self.data_dir}')
         if self.pretrained_path is not None and not self.pretrained:
             raise ValueError('--pretrained-path gives weights and --no-pretrained refuses them: leave out one of them')
+        if self.cache_dtype is not None and self.cache_features is None:
+            raise ValueError(f'--cache-dtype {self.cache_dtype} needs --cache-features')
+        if self.cache_features and self.regime == 'all':
+            raise ValueError('--cache-features keeps what frozen layers give, and in regime all none is frozen')
         if self.opt not in list_optimizers():
             known = [str(name) for name in list_optimizers()]
             near = difflib.get_close_matches(self.opt, known) or ['momentum', 'sgd', 'adamw']

@@ -6,8 +6,9 @@ import contextlib
 import math
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -188,31 +189,58 @@ def leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def create_loaders(
-    config: Config, sources: dict[str, Source], input_format: InputFormat, processes: int
-) -> tuple[DataLoader, DataLoader, EpochOrder]:
-    """Make the training and validation loaders (not yet shared among processes) and the order of the first."""
+def count_workers(config: Config) -> int:
+    """Tell how many processes read images."""
+    return config.workers if config.workers is not None else 4 * torch.cuda.is_available()
+
+
+def create_order(config: Config, sources: dict[str, Source], processes: int) -> EpochOrder:
+    """Make the order in which all processes together train on the images."""
     update_size = config.batch_size * config.grad_accum_steps * processes
-    chosen = choose_per_class(sources['train'], config.labels_per_class, config.seed)
-    order = EpochOrder(chosen, config.seed, update_size)
+    return EpochOrder(
+        choose_per_class(sources['train'], config.labels_per_class, config.seed), config.seed, update_size
+    )
 
-    workers = config.workers if config.workers is not None else 4 * torch.cuda.is_available()
 
-    def create_loader(images: Images, keys: EpochOrder | list[tuple[int, int]]) -> DataLoader:
-        return DataLoader(
-            images,
-            batch_size=config.batch_size,
-            sampler=keys,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=leave_signals_to_parent,
-            pin_memory=torch.cuda.is_available(),
-            # Without its own generator a loader draws from the global one, which dropout uses.
-            generator=torch.Generator().manual_seed(config.seed),
-        )
-
+def create_images(config: Config, sources: dict[str, Source], input_format: InputFormat) -> dict[str, Images]:
+    """Make the images of both splits as the network sees them."""
     assert config.hflip is not None, 'the configuration is resolved'
-    train_images = Images(sources['train'], input_format.train_transform(config.hflip), config.seed)
-    val_images = Images(sources['val'], input_format.eval_transform(), config.seed)
-    val_keys = [(0, index) for index in range(len(val_images))]
-    return create_loader(train_images, order), create_loader(val_images, val_keys), order
+    transforms_of = {'train': input_format.train_transform(config.hflip), 'val': input_format.eval_transform()}
+    return {split: Images(sources[split], transforms_of[split], config.seed) for split in transforms_of}
+
+
+def create_loaders(config: Config, datasets: Mapping[str, Dataset], order: EpochOrder) -> dict[str, DataLoader]:
+    """Make the training and validation loaders, not yet shared among processes.
+
+    Args:
+        config: Of the run.
+        datasets: For train and val, what gives images by (epoch, index), one at a time or a batch at once.
+        order: Of the training images.
+    """
+    val_keys = [(0, index) for index in range(len(datasets['val']))]  # type: ignore[arg-type]  # all of ours have one
+    return {
+        split: create_loader(config, datasets[split], keys) for split, keys in (('train', order), ('val', val_keys))
+    }
+
+
+def create_loader(config: Config, dataset: Dataset, keys: EpochOrder | list[tuple[int, int]]) -> DataLoader:
+    """Make one loader; a data set that gives whole batches needs no processes to read them."""
+    gives_batches = hasattr(dataset, '__getitems__')
+    workers = 0 if gives_batches else count_workers(config)
+    return DataLoader(
+        dataset,
+        batch_size=config.batch_size,
+        sampler=keys,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=leave_signals_to_parent,
+        collate_fn=as_batch if gives_batches else None,
+        pin_memory=torch.cuda.is_available(),
+        # Without its own generator a loader draws from the global one, which dropout uses.
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def as_batch(batch: Any) -> Any:
+    """Hand on what was given as a batch."""
+    return batch

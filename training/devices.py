@@ -71,6 +71,7 @@ def create_accelerator(config: Config) -> Accelerator:
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=config.mixed_precision,
+        dynamo_backend='inductor' if config.torchcompile else None,
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
         # An epoch holds whole updates only, so the count of batches never has to restart at its end.
         gradient_accumulation_plugin=GradientAccumulationPlugin(config.grad_accum_steps, sync_with_dataloader=False),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .data import UNREADABLE, Normalize
+from .data import UNREADABLE
 from .sources import Source
 
 Output = Tensor | tuple[Tensor, list[Tensor]]
@@ -95,13 +98,21 @@ def evaluate(
     model: nn.Module,
     loader: DataLoader,
     bad_images: BadImages,
-    normalize: Normalize,
+    inputs_of: Callable[[Any], tuple[Tensor, ...]],
 ) -> dict[str, float]:
-    """Measure a network: loss, top1 and top5 in percent over all readable images."""
+    """Measure a network: loss, top1 and top5 in percent over all readable images.
+
+    Args:
+        accelerator: Joins the processes.
+        model: The network, as prepared.
+        loader: Gives batches with their class indices and image indices.
+        bad_images: Takes note of unreadable ones.
+        inputs_of: Makes what the network reads of a batch.
+    """
     model.eval()
     tally = Tally(accelerator.device)
-    for pixels, targets, indices in loader:
-        logits, _ = split_output(model(normalize(pixels)))
+    for batch, targets, indices in loader:
+        logits, _ = split_output(model(*inputs_of(batch)))
         # Processes pad the last batch by repeating images; this drops the repetitions.
         logits, targets, indices = accelerator.gather_for_metrics((logits, targets, indices))
         bad_images.add(targets, indices)

@@ -72,6 +72,13 @@ def build_network(config: Config, num_classes: int) -> tuple[nn.Module, str]:
         if isinstance(error.__cause__ or error, UNREADABLE_WEIGHTS):
             raise ValueError(f'{origin} is not a file of plain weights, so it was not opened') from error
         raise ValueError(f'cannot build --model {config.model} with {options} from {origin}: {error}') from error
+    if config.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:
+            name = config.model
+            raise ValueError(f'{name} cannot compute activations again: leave out --grad-checkpointing') from error
+        count_batches_once(model)
     # timm keeps a copy of weights given in memory.
     model.pretrained_cfg.pop('state_dict', None)
     if config.block_loss and not timm_devnet.block_names(model):
@@ -80,6 +87,28 @@ def build_network(config: Config, num_classes: int) -> tuple[nn.Module, str]:
             'grow one, as in tf_efficientnet_lite0_mwa512)'
         )
     return model, origin
+
+
+def count_batches_once(model: nn.Module) -> None:
+    """Keep batch norms from taking in a batch again when the backward pass computes their layers again.
+
+    torch's checkpointing does not: the running statistics would follow every batch twice.
+    """
+
+    def before(module: Any, inputs: Any) -> None:
+        module.usual_momentum = module.momentum
+        if torch._C._current_graph_task_id() != -1:  # as torch.utils.checkpoint itself tells that it is in a backward
+            module.momentum = 0.0
+
+    def after(module: Any, inputs: Any, output: Any) -> None:
+        if module.momentum == 0.0 != module.usual_momentum:
+            module.num_batches_tracked -= 1
+        module.momentum = module.usual_momentum
+
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(before)
+            module.register_forward_hook(after, always_call=True)
 
 
 def find_weights(config: Config) -> tuple[dict[str, Any], str]:

@@ -80,6 +80,11 @@ class RunFolder:
         """Where the checkpoints are."""
         return self.path / 'state'
 
+    @property
+    def features(self) -> Path:
+        """Where cached features are while the run lasts."""
+        return self.path / 'features'
+
     @contextlib.contextmanager
     def kept_if_useful(self) -> Iterator[None]:
         """Remove the folder if an error ends the run before there is a result in it."""
@@ -93,6 +98,14 @@ class RunFolder:
     def write_run(self, facts: dict[str, Any]) -> None:
         """Write run.json: the configuration, and all that one must know to repeat the run."""
         replace_text(self.path / 'run.json', json.dumps(facts, indent=2) + '\n')
+
+    def adopt_choices(self, config: Config) -> Config:
+        """Repeat what was chosen by measuring when this run began, unless the user says otherwise."""
+        with contextlib.suppress(FileNotFoundError):
+            saved = json.loads((self.path / 'run.json').read_text())['config']
+            if config.channels_last is None:
+                return dataclasses.replace(config, channels_last=saved.get('channels_last'))
+        return config
 
     def refuse_changes(self, facts: dict[str, Any]) -> None:
         """Refuse to go on with this run under other options or on other data than it began with.

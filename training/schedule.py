@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from timm.optim import create_optimizer_v2
+from typing import Any
+
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from .config import Config
 
 
 def create_optimizer(config: Config, groups: list[dict]) -> Optimizer:
-    """Make timm's optimizer for parameter groups that were made before anything wraps the network."""
+    """Make timm's optimizer for parameter groups that were made before anything wraps the network.
+
+    Where torch can update all parameters in one kernel, it does: on a CPU, too, that is faster.
+    """
+    is_torch = get_optimizer_class(config.opt, bind_defaults=False) in (SGD, Adam, AdamW)
+    options: dict[str, Any] = {'fused': True} if is_torch else {}
     return create_optimizer_v2(
-        groups, config.opt, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+        groups, config.opt, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, **options
     )
 
 

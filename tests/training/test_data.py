@@ -16,7 +16,9 @@ from training.data import (
     Images,
     InputFormat,
     Normalize,
+    create_images,
     create_loaders,
+    create_order,
     seeded,
 )
 from training.sources import load_sources
@@ -31,8 +33,9 @@ def make_images(root: Path, seed: int = 0) -> Images:
 
 def make_loader(root: Path, workers: int) -> tuple[DataLoader, EpochOrder]:
     config = Config(data_dir=str(root), workers=workers, batch_size=4, threads=1).resolved()
-    loader, _, order = create_loaders(config, load_sources(config), FORMAT, processes=1)
-    return loader, order
+    sources = load_sources(config)
+    order = create_order(config, sources, processes=1)
+    return create_loaders(config, create_images(config, sources, FORMAT), order)['train'], order
 
 
 def test_augmentation_depends_on_epoch_and_index_only(image_folder: Path) -> None:

@@ -1,0 +1,122 @@
+"""What is faster on this machine: found by measuring once, then remembered."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from .config import Config
+from .metrics import split_output
+from .run_folder import replace_text
+
+# Images in a measured batch at most: which layout is faster hardly depends on it, and a step of VGG16 takes seconds.
+MEASURED_BATCH = 8
+ROUNDS = 3
+
+
+def choose_channels_last(config: Config, learner: nn.Module, img_size: int, accelerator: Accelerator) -> bool:
+    """Tell whether to keep channels innermost: as the user said, as measured before, or as measured now.
+
+    The layout changes where numbers lie and not what is computed, up to the order of sums.
+
+    Args:
+        config: Of the run.
+        learner: The network as it will be trained; it is left as it is.
+        img_size: Side of its images.
+        accelerator: The main process measures, the others follow.
+    """
+    if config.channels_last is not None or not config.tune:
+        return config.channels_last is not False
+    choice: list[bool | None] = [None]
+    if accelerator.is_main_process:
+        path, key = cache_folder() / 'tuning.json', describe_case(config, img_size, accelerator)
+        known = read_choices(path)
+        if key not in known:
+            seconds = measure(learner, min(config.batch_size, MEASURED_BATCH), img_size, accelerator)
+            known[key] = {'channels_last': seconds[True] < seconds[False]}
+            with suppress(OSError):  # a read-only home is no reason not to train
+                replace_text(path, json.dumps({**read_choices(path), key: known[key]}, indent=2))
+            faster, slower = sorted(seconds.values())
+            accelerator.print(
+                f'measured: channels {"last" if known[key]["channels_last"] else "first"} is '
+                f'{slower / faster:.2f} times as fast as the other layout'
+            )
+        choice = [bool(known[key]['channels_last'])]
+    return bool(broadcast_object_list(choice)[0])
+
+
+def cache_folder() -> Path:
+    """Where things are kept from run to run."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'timm_devnet'
+
+
+def read_choices(path: Path) -> dict[str, dict[str, bool]]:
+    """Read what was measured before; a broken file counts as none."""
+    try:
+        choices = json.loads(path.read_text())
+        return {key: value for key, value in choices.items() if isinstance(value.get('channels_last'), bool)}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def describe_case(config: Config, img_size: int, accelerator: Accelerator) -> str:
+    """All that the choice depends on."""
+    parts = (
+        *(config.model, config.regime, f'{config.batch_size}x{img_size}', f'accumulate {config.grad_accum_steps}'),
+        *(f'block loss {bool(config.block_loss)}', f'compile {config.torchcompile}', accelerator.mixed_precision),
+        *(f'{torch.get_num_threads()} threads', device_name(accelerator.device), f'torch {torch.__version__}'),
+    )
+    return ', '.join(parts)
+
+
+def device_name(device: torch.device) -> str:
+    """The model of the GPU, or of the CPU where the system tells it."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def measure(learner: nn.Module, batch_size: int, img_size: int, accelerator: Accelerator) -> dict[bool, float]:
+    """Time forward and backward of copies of a network in both layouts, in turn.
+
+    Returns:
+        The shortest time of each, in seconds; True stands for channels last.
+    """
+    device, seconds = accelerator.device, {True: float('inf'), False: float('inf')}
+    layouts = {True: torch.channels_last, False: torch.contiguous_format}
+    copies = {last: copy.deepcopy(learner).to(device).to(memory_format=layouts[last]).train() for last in layouts}
+    images = torch.randn(batch_size, 3, img_size, img_size, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.random.fork_rng():
+        for turn in range(1 + ROUNDS):
+            for last, network in copies.items():
+                given = images.to(memory_format=layouts[last])
+                wait(device)
+                start = time.perf_counter()
+                with accelerator.autocast():
+                    logits, blocks = split_output(network(given))
+                    loss = torch.stack([answer.float().square().mean() for answer in (logits, *blocks)]).sum()
+                loss.backward()
+                wait(device)
+                if turn > 0:  # the first round finds its kernels
+                    seconds[last] = min(seconds[last], time.perf_counter() - start)
+    return seconds
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has done what it was told."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
