@@ -30,7 +30,7 @@ from training.progress import LiveLine, Progress, describe_epoch
 from training.run_folder import RunFolder, describe_run, find_folder, make_folder
 from training.schedule import create_optimizer, create_schedule
 from training.sources import Source, load_sources
-from training.tuning import choose_channels_last
+from training.tuning import LAYOUTS, choose_memory_format
 
 EXIT_USER_ERROR = 2
 # Updates between two looks at the device: for the live line, and for several processes to agree on stopping.
@@ -118,9 +118,10 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     groups = timm_devnet.parameter_groups(network, config.regime, config.lr, config.weight_decay, config.new_lr_mult)
     learner = networks.BlockAnswers(network) if config.block_loss else network
     config = dataclasses.replace(
-        config, channels_last=choose_channels_last(config, learner, input_format.img_size, accelerator)
+        config, memory_format=choose_memory_format(config, learner, input_format.img_size, accelerator)
     )
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    assert config.memory_format is not None
+    memory_format = LAYOUTS[config.memory_format]
     network = network.to(accelerator.device).to(memory_format=memory_format)
     normalize = Normalize(input_format.mean, input_format.std, memory_format).to(accelerator.device)
     images = create_images(config, sources, input_format)
@@ -174,8 +175,10 @@ def fill_features(session: Session, folder: RunFolder, interruption: Interruptio
     accelerator = session.accelerator
     if not folder.state.exists():  # so that there is something to go on with
         save_checkpoint(folder.state, accelerator, session.network, session.optimizer, session.progress, session.tally)
+    start = time.monotonic()
     if not session.features.fill(folder.features, lambda: interruption.is_requested):
         raise InterruptedRun(f'stopped; go on with: --resume {folder.path}')
+    session.progress.elapsed_s += time.monotonic() - start
 
 
 def train(session: Session, folder: RunFolder, interruption: Interruption) -> None:

@@ -38,7 +38,7 @@ def config(image_folder: Path, tmp_path: Path) -> Config:
         epochs=2,
         workers=0,
         threads=1,
-        channels_last=True,
+        memory_format='channels_last',
         output=str(tmp_path / 'runs'),
         experiment='run',
     )
@@ -131,7 +131,7 @@ def test_the_result_loads_bit_for_bit(config: Config, name: str, monkeypatch: py
         return sessions[-1]
 
     monkeypatch.setattr(train, 'prepare', remember)
-    config = dataclasses.replace(config, model=name, epochs=1, channels_last=False)
+    config = dataclasses.replace(config, model=name, epochs=1, memory_format='contiguous_format')
     summary = train.main(config)
     loaded = timm.create_model(f'local-dir:{summary["run"]}/best', pretrained=True).eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -298,7 +298,7 @@ def test_unreadable_images_are_skipped_and_listed(config: Config, image_folder: 
 def test_two_processes_equal_one_with_the_same_global_batch(config: Config) -> None:
     # No batch norm and no dropout: those see each process's own images.
     config = dataclasses.replace(
-        config, model='test_efficientnet_gn', lr=0.001, drop=None, channels_last=False, experiment='one'
+        config, model='test_efficientnet_gn', lr=0.001, drop=None, memory_format='contiguous_format', experiment='one'
     )
     one = metrics(train.main(config)['run'])
     half = dataclasses.replace(config, batch_size=2, experiment='two')
@@ -313,7 +313,9 @@ def test_two_processes_equal_one_with_the_same_global_batch(config: Config) -> N
 
 
 def test_accumulated_batches_equal_one_large_batch(config: Config) -> None:
-    config = dataclasses.replace(config, model='test_efficientnet_gn', lr=0.001, drop=None, channels_last=False)
+    config = dataclasses.replace(
+        config, model='test_efficientnet_gn', lr=0.001, drop=None, memory_format='contiguous_format'
+    )
     one = train.main(config)['run']
     two = train.main(dataclasses.replace(config, batch_size=2, grad_accum_steps=2))['run']
     ours, theirs = (load_file(Path(run, 'last', 'model.safetensors')) for run in (two, one))
@@ -339,19 +341,19 @@ def test_recomputed_activations_change_nothing(config: Config) -> None:
 def test_the_layout_in_memory_changes_no_more_than_rounding(config: Config) -> None:
     config = dataclasses.replace(config, drop=None, lr=0.001, model='test_efficientnet_gn', epochs=1)
     last = train.main(dataclasses.replace(config, experiment='last'))
-    first = train.main(dataclasses.replace(config, channels_last=False))
+    first = train.main(dataclasses.replace(config, memory_format='contiguous_format'))
     ours, theirs = (load_file(Path(run['run'], 'last', 'model.safetensors')) for run in (last, first))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_the_measured_layout_is_kept_with_the_run(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(config, channels_last=None, epochs=1)
+    config = dataclasses.replace(config, memory_format=None, epochs=1)
     run = Path(train.main(config)['run'])
-    chosen = json.loads((run / 'run.json').read_text())['config']['channels_last']
-    assert chosen in (True, False)
-    monkeypatch.setattr(train, 'choose_channels_last', lambda config, *_: config.channels_last)
+    chosen = json.loads((run / 'run.json').read_text())['config']['memory_format']
+    assert chosen in ('channels_last', 'contiguous_format')
+    monkeypatch.setattr(train, 'choose_memory_format', lambda config, *_: config.memory_format)
     train.main(dataclasses.replace(config, resume='auto', sched='step'))  # goes on with what the folder says
-    assert json.loads((run / 'run.json').read_text())['config']['channels_last'] is chosen
+    assert json.loads((run / 'run.json').read_text())['config']['memory_format'] == chosen
 
 
 def test_bf16_trains(config: Config) -> None:

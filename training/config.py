@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from timm.optim import list_optimizers
 
+# torch's own names.
+MemoryFormat = Literal['channels_last', 'contiguous_format']
 DIGITS = 'digits'
 ELPV = 'elpv'
 
@@ -98,10 +100,10 @@ class Config:
     # Machine
     mixed_precision: Literal['no', 'bf16', 'fp16'] | None = None
     """Precision of the arithmetic (None: what accelerate's launcher says, else fp32)."""
-    channels_last: bool | None = None
-    """Keep activations with channels innermost, often the faster layout for convolutions (None: see --tune)."""
+    memory_format: MemoryFormat | None = None
+    """How activations lie in memory; channels_last is often the faster for convolutions (None: see --tune)."""
     tune: bool = True
-    """Without --channels-last, measure which layout is faster here, once for each network and machine; else: last."""
+    """Without --memory-format, measure which is faster here, once for each network and machine; else: channels_last."""
     torchcompile: bool = False
     """Compile the network with torch.compile (inductor); pays where many epochs follow."""
     grad_checkpointing: bool = False

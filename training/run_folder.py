@@ -103,8 +103,8 @@ class RunFolder:
         """Repeat what was chosen by measuring when this run began, unless the user says otherwise."""
         with contextlib.suppress(FileNotFoundError):
             saved = json.loads((self.path / 'run.json').read_text())['config']
-            if config.channels_last is None:
-                return dataclasses.replace(config, channels_last=saved.get('channels_last'))
+            if config.memory_format is None:
+                return dataclasses.replace(config, memory_format=saved.get('memory_format'))
         return config
 
     def refuse_changes(self, facts: dict[str, Any]) -> None:

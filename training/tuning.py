@@ -15,17 +15,21 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from .config import Config
+from .config import Config, MemoryFormat
 from .metrics import split_output
 from .run_folder import replace_text
 
 # Images in a measured batch at most: which layout is faster hardly depends on it, and a step of VGG16 takes seconds.
 MEASURED_BATCH = 8
 ROUNDS = 3
+LAYOUTS: dict[MemoryFormat, torch.memory_format] = {
+    'channels_last': torch.channels_last,
+    'contiguous_format': torch.contiguous_format,
+}
 
 
-def choose_channels_last(config: Config, learner: nn.Module, img_size: int, accelerator: Accelerator) -> bool:
-    """Tell whether to keep channels innermost: as the user said, as measured before, or as measured now.
+def choose_memory_format(config: Config, learner: nn.Module, img_size: int, accelerator: Accelerator) -> MemoryFormat:
+    """Tell how activations shall lie in memory: as the user said, as measured before, or as measured now.
 
     The layout changes where numbers lie and not what is computed, up to the order of sums.
 
@@ -35,24 +39,25 @@ def choose_channels_last(config: Config, learner: nn.Module, img_size: int, acce
         img_size: Side of its images.
         accelerator: The main process measures, the others follow.
     """
-    if config.channels_last is not None or not config.tune:
-        return config.channels_last is not False
-    choice: list[bool | None] = [None]
+    if config.memory_format is not None or not config.tune:
+        return config.memory_format or 'channels_last'
+    choice: list[MemoryFormat | None] = [None]
     if accelerator.is_main_process:
         path, key = cache_folder() / 'tuning.json', describe_case(config, img_size, accelerator)
         known = read_choices(path)
         if key not in known:
             seconds = measure(learner, min(config.batch_size, MEASURED_BATCH), img_size, accelerator)
-            known[key] = {'channels_last': seconds[True] < seconds[False]}
+            faster, slower = sorted(seconds, key=lambda name: seconds[name])
+            known[key] = faster
             with suppress(OSError):  # a read-only home is no reason not to train
-                replace_text(path, json.dumps({**read_choices(path), key: known[key]}, indent=2))
-            faster, slower = sorted(seconds.values())
+                replace_text(path, json.dumps({**read_choices(path), key: faster}, indent=2))
             accelerator.print(
-                f'measured: channels {"last" if known[key]["channels_last"] else "first"} is '
-                f'{slower / faster:.2f} times as fast as the other layout'
+                f'measured: {faster} is {seconds[slower] / seconds[faster]:.2f} times as fast as {slower}'
             )
-        choice = [bool(known[key]['channels_last'])]
-    return bool(broadcast_object_list(choice)[0])
+        choice = [known[key]]
+    chosen = broadcast_object_list(choice)[0]
+    assert chosen is not None, 'the main process has chosen'
+    return chosen
 
 
 def cache_folder() -> Path:
@@ -60,11 +65,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'timm_devnet'
 
 
-def read_choices(path: Path) -> dict[str, dict[str, bool]]:
+def read_choices(path: Path) -> dict[str, MemoryFormat]:
     """Read what was measured before; a broken file counts as none."""
     try:
         choices = json.loads(path.read_text())
-        return {key: value for key, value in choices.items() if isinstance(value.get('channels_last'), bool)}
+        return {key: value for key, value in choices.items() if value in LAYOUTS}
     except (OSError, ValueError, AttributeError):
         return {}
 
@@ -90,20 +95,22 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def measure(learner: nn.Module, batch_size: int, img_size: int, accelerator: Accelerator) -> dict[bool, float]:
+def measure(learner: nn.Module, batch_size: int, img_size: int, accelerator: Accelerator) -> dict[MemoryFormat, float]:
     """Time forward and backward of copies of a network in both layouts, in turn.
 
     Returns:
-        The shortest time of each, in seconds; True stands for channels last.
+        The shortest time of each, in seconds.
     """
-    device, seconds = accelerator.device, {True: float('inf'), False: float('inf')}
-    layouts = {True: torch.channels_last, False: torch.contiguous_format}
-    copies = {last: copy.deepcopy(learner).to(device).to(memory_format=layouts[last]).train() for last in layouts}
+    device = accelerator.device
+    copies = {
+        name: copy.deepcopy(learner).to(device).to(memory_format=layout).train() for name, layout in LAYOUTS.items()
+    }
+    seconds = dict.fromkeys(copies, float('inf'))
     images = torch.randn(batch_size, 3, img_size, img_size, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.random.fork_rng():
         for turn in range(1 + ROUNDS):
-            for last, network in copies.items():
-                given = images.to(memory_format=layouts[last])
+            for name, network in copies.items():
+                given = images.to(memory_format=LAYOUTS[name])
                 wait(device)
                 start = time.perf_counter()
                 with accelerator.autocast():
@@ -112,7 +119,7 @@ def measure(learner: nn.Module, batch_size: int, img_size: int, accelerator: Acc
                 loss.backward()
                 wait(device)
                 if turn > 0:  # the first round finds its kernels
-                    seconds[last] = min(seconds[last], time.perf_counter() - start)
+                    seconds[name] = min(seconds[name], time.perf_counter() - start)
     return seconds
 
 

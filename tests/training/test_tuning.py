@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from training import tuning
-from training.config import Config
-from training.tuning import choose_channels_last
+from training.config import Config, MemoryFormat
+from training.tuning import choose_memory_format
 
 CONFIG = Config(model='test_efficientnet', batch_size=2)
 
@@ -35,15 +35,15 @@ def test_measuring_leaves_the_network_and_the_generators_alone(accelerator: Acce
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-@pytest.mark.parametrize('faster', [True, False])
+@pytest.mark.parametrize('faster', tuning.LAYOUTS)
 def test_the_faster_layout_is_chosen_and_remembered(
-    accelerator: Accelerator, cache: Path, faster: bool, monkeypatch: pytest.MonkeyPatch
+    accelerator: Accelerator, cache: Path, faster: MemoryFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, 'measure', lambda *_: {faster: 1.0, not faster: 2.0})
+    monkeypatch.setattr(tuning, 'measure', lambda *_: {**dict.fromkeys(tuning.LAYOUTS, 2.0), faster: 1.0})
     network = timm.create_model('test_efficientnet')
-    assert choose_channels_last(CONFIG, network, 32, accelerator) is faster
+    assert choose_memory_format(CONFIG, network, 32, accelerator) == faster
     monkeypatch.setattr(tuning, 'measure', None)  # would fail if it were called
-    assert choose_channels_last(CONFIG, network, 32, accelerator) is faster
+    assert choose_memory_format(CONFIG, network, 32, accelerator) == faster
     (key,) = json.loads(cache.read_text())
     assert key.startswith('test_efficientnet, all, 2x32, ')
 
@@ -57,10 +57,10 @@ def test_a_broken_file_counts_as_none(cache: Path, content: str, accelerator: Ac
 
 def test_the_user_has_the_last_word(accelerator: Accelerator, cache: Path) -> None:
     network = timm.create_model('test_efficientnet')
-    for given in (True, False):
-        config = Config(model='test_efficientnet', channels_last=given)
-        assert choose_channels_last(config, network, 32, accelerator) is given
-    assert choose_channels_last(Config(tune=False), network, 32, accelerator) is True
+    for given in tuning.LAYOUTS:
+        config = Config(model='test_efficientnet', memory_format=given)
+        assert choose_memory_format(config, network, 32, accelerator) == given
+    assert choose_memory_format(Config(tune=False), network, 32, accelerator) == 'channels_last'
     assert not cache.exists()
 
 
@@ -68,5 +68,5 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(
     accelerator: Accelerator, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.parent.write_text('a file where the folder should be')
-    monkeypatch.setattr(tuning, 'measure', lambda *_: {True: 2.0, False: 1.0})
-    assert choose_channels_last(CONFIG, timm.create_model('test_efficientnet'), 32, accelerator) is False
+    monkeypatch.setattr(tuning, 'measure', lambda *_: {'channels_last': 2.0, 'contiguous_format': 1.0})
+    assert choose_memory_format(CONFIG, timm.create_model('test_efficientnet'), 32, accelerator) == 'contiguous_format'
