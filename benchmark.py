@@ -1,4 +1,4 @@
-"""The measurements behind the README: `python benchmark.py {build,overhead,models,growths}`; `--help` lists options."""
+"""The measurements behind the README: `python benchmark.py COMMAND`; `--help` lists commands and options."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import timm_devnet
 import train
+from benchmarks.train_speed import train as train_speed
 from training.config import DIGITS, ELPV, Config
 from training.run_folder import replace_text
 
@@ -93,9 +94,9 @@ def build(model: str = 'vgg16_wa2048', base: str = 'vgg16', repeats: int = 5, li
 def overhead(
     bases: tuple[str, ...] = ('alexnet', LITE),
     growths: tuple[str, ...] = ('norm', 'skip', 'da1024', 'wa1024', 'mwa1024'),
-    batch_size: int = 16,
+    batch_size: int = 8,
     img_size: int = 224,
-    repeats: int = 15,
+    repeats: int = 7,
     limit: float = 0.05,
 ) -> int:
     """Time forward and backward of grown networks over their bases', beside the ratio of multiply-adds.
@@ -384,6 +385,7 @@ if __name__ == '__main__':
         'build': build,
         'overhead': overhead,
         'models': models,
+        'train': train_speed,
         'growths': growths,
     }
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog='benchmark.py', description=__doc__))
