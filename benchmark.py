@@ -190,9 +190,7 @@ def growths(
         wanted = [config for config in cells if (config.dataset, config.regime) == (dataset, regime)]
         found = [row for config in wanted if (row := find_row(rows, config))]
         print(f'\n{dataset}, regime {regime}: {wanted[0].labels_per_class} images a class, {wanted[0].img_size} px\n')
-        print_table(
-            ('growth', 'top-1 % (mean, spread)', 'over none', 'over norm', 'seconds a run'), growths_table(found)
-        )
+        print_table(('growth', 'top-1 % (mean, spread)', 'over none', 'over norm'), growths_table(found))
     return 0
 
 
@@ -348,18 +346,16 @@ def growths_table(rows: list[Row]) -> list[tuple[str, ...]]:
         Cells of the table, a row for each growth.
     """
     top1: dict[str, dict[str, float]] = {}
-    seconds: dict[str, list[float]] = {}
     for row in rows:
         growth = row['model'].removeprefix(LITE).removeprefix('_') or 'none'
         label = growth if float(row['block_loss']) == 0 else f'{growth}, block loss {float(row["block_loss"]):g}'
         top1.setdefault(label, {})[row['seed']] = float(row['top1'])
-        seconds.setdefault(label, []).append(float(row['seconds']))
     table = []
     for label, by_seed in top1.items():
         values = list(by_seed.values())
         differences = ['' if label == control else paired(by_seed, top1[control]) for control in ('none', 'norm')]
         spread = f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}'
-        table.append((label, spread, *differences, f'{statistics.mean(seconds[label]):.0f}'))
+        table.append((label, spread, *differences))
     return table
 
 
