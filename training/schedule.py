@@ -25,14 +25,14 @@ def create_groups(config: Config, network: nn.Module, regime: str) -> list[dict[
         return groups
     layers = param_groups_layer_decay(network, layer_decay=config.layer_decay)
     scales = {id(parameter): layer['lr_scale'] for layer in layers for parameter in layer['params']}
-    split: dict[str, dict[str, Any]] = {}
+    split: dict[tuple[str, float], dict[str, Any]] = {}
     for group in groups:
         for parameter in group['params']:
             # What is new is in the top layer, whose factor is 1.
             factor = scales[id(parameter)]
-            name = group['name'] if factor == 1 else f'{group["name"]}, x {factor:.3g}'
+            name = group['name'] if factor == 1 else f'{group["name"]}, x {factor:.6g}'
             part = {**group, 'params': [], 'lr_scale': group['lr_scale'] * factor, 'name': name}
-            split.setdefault(name, part)['params'].append(parameter)
+            split.setdefault((group['name'], factor), part)['params'].append(parameter)
     return list(split.values())
 
 
