@@ -15,11 +15,12 @@ from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-import timm_devnet
 from training import devices, networks
+from training.augmentation import BatchAugmentation, greatest_part
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.config import Config
 from training.data import EpochOrder, InputFormat, Normalize, create_images, create_loaders, create_order
@@ -28,8 +29,9 @@ from training.interruption import EXIT_INTERRUPTED, InterruptedRun, Interruption
 from training.metrics import BadImages, Tally, evaluate, objective, split_output
 from training.progress import LiveLine, Progress, describe_epoch
 from training.run_folder import RunFolder, describe_run, find_folder, make_folder
-from training.schedule import create_optimizer, create_schedule
+from training.schedule import create_groups, create_optimizer, create_schedule
 from training.sources import Source, load_sources
+from training.thaw import Thawing, check_thaws
 from training.tuning import LAYOUTS, choose_memory_format
 
 EXIT_USER_ERROR = 2
@@ -60,6 +62,15 @@ class Session:
     normalize: Normalize
     features: Features | None
     """What the frozen part gives, if it is computed once only."""
+    augment: BatchAugmentation
+    thawing: Thawing
+    ema: ModelEmaV3 | None
+    """Moving average of the network's weights."""
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """What else has a state that a checkpoint keeps."""
+        return {} if self.ema is None else {'ema': self.ema}
 
     def inputs(self, batch: Any) -> tuple[Tensor, ...]:
         """Make what `model` reads of what a loader gives: pixels (N, H, W, 3), or a list of features."""
@@ -112,10 +123,12 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     """Make data, network, optimizer and schedule, and hand them to accelerate."""
     sources = load_sources(config)
     set_seed(config.seed)
-    network, origin = networks.build_network(config, networks.count_classes(config, sources['train'].classes))
+    num_classes = networks.count_classes(config, sources['train'].classes)
+    network, origin = networks.build_network(config, num_classes)
     input_format = networks.input_format(network, config.img_size)
     networks.check_img_size(network, input_format.img_size)
-    groups = timm_devnet.parameter_groups(network, config.regime, config.lr, config.weight_decay, config.new_lr_mult)
+    check_thaws(config, network, accelerator)
+    groups = create_groups(config, network, config.regime)
     learner = networks.BlockAnswers(network) if config.block_loss else network
     config = dataclasses.replace(
         config, memory_format=choose_memory_format(config, learner, input_format.img_size, accelerator)
@@ -128,12 +141,13 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     order = create_order(config, sources, accelerator.num_processes)
     optimizer = create_optimizer(config, groups)
     schedule = create_schedule(config, optimizer, order.updates)
-    accelerator.print(f'{networks.describe(config, network)}, weights from {origin}')
+    accelerator.print(f'{networks.describe(config, network, config.regime)}, weights from {origin}')
     accelerator.print(order.describe(sources, input_format))
     features = None
     if config.cache_features:
         features, learner = Features.create(config, learner, images, order.indices, normalize, accelerator)
     loaders = create_loaders(config, features.views if features else images, order)
+    ema = ModelEmaV3(network, config.model_ema_decay, use_warmup=config.model_ema_warmup) if config.model_ema else None
     set_seed(config.seed, device_specific=True)  # from here on each process has its own dropout
     model, prepared_optimizer, loaders['train'], loaders['val'] = accelerator.prepare(
         learner, optimizer, loaders['train'], loaders['val']
@@ -156,6 +170,9 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         progress=Progress(),
         normalize=normalize,
         features=features,
+        augment=BatchAugmentation(config, num_classes, accelerator.process_index),
+        thawing=Thawing(config, network, prepared_optimizer),
+        ema=ema,
     )
 
 
@@ -163,18 +180,19 @@ def resume(session: Session, folder: RunFolder) -> None:
     """Go on with a run, under the same options and on the same data, from its newest checkpoint."""
     folder.refuse_changes(describe_run(session.config, session.sources, len(session.order.indices)))
     session.progress = load_checkpoint(
-        folder.state, session.accelerator, session.network, session.optimizer, session.tally
+        folder.state, session.accelerator, session.network, session.thawing, session.tally, session.further
     )
     place = session.progress
+    if session.thawing.passed:
+        follow_thaw(session)
     session.accelerator.print(f'going on after epoch {place.epoch} and {place.update} updates of the next')
 
 
 def fill_features(session: Session, folder: RunFolder, interruption: Interruption) -> None:
     """Compute what the frozen part gives; what is whole when a signal stops it is not computed again."""
     assert session.features is not None
-    accelerator = session.accelerator
     if not folder.state.exists():  # so that there is something to go on with
-        save_checkpoint(folder.state, accelerator, session.network, session.optimizer, session.progress, session.tally)
+        save(session, folder)
     start = time.monotonic()
     if not session.features.fill(folder.features, lambda: interruption.is_requested):
         raise InterruptedRun(f'stopped; go on with: --resume {folder.path}')
@@ -193,14 +211,25 @@ def train(session: Session, folder: RunFolder, interruption: Interruption) -> No
             if is_finished:
                 finish_epoch(session, folder, live_line)
             save_bad_images(session, folder)
-            save_checkpoint(
-                folder.state, session.accelerator, session.network, session.optimizer, progress, session.tally
-            )
+            save(session, folder)
             asked_to_stop = interruption.is_agreed(session.accelerator, may_wait=True)
             if (asked_to_stop or not is_finished) and progress.epoch < session.epochs:
                 raise InterruptedRun(f'stopped and saved; go on with: --resume {folder.path}')
     finally:
         live_line.close()
+
+
+def save(session: Session, folder: RunFolder) -> None:
+    """Save a checkpoint."""
+    save_checkpoint(
+        folder.state,
+        session.accelerator,
+        session.network,
+        session.thawing,
+        session.progress,
+        session.tally,
+        session.further,
+    )
 
 
 def train_epoch(session: Session, live_line: LiveLine, interruption: Interruption) -> bool:
@@ -214,21 +243,26 @@ def train_epoch(session: Session, live_line: LiveLine, interruption: Interruptio
     model.train()
     session.order.seek(progress.epoch, progress.update)
     start = time.monotonic()
-    for batch, targets, indices in session.loaders['train']:
+    done = progress.update * config.grad_accum_steps
+    for number, (batch, targets, indices) in enumerate(session.loaders['train'], done):
+        session.bad_images['train'].add(targets, indices)
+        inputs, targets = session.augment(session.inputs(batch), targets, progress.epoch, number)
         with accelerator.accumulate(model):
-            output = model(*session.inputs(batch))
+            output = model(*inputs)
             loss = objective(output, targets, config.smoothing, config.block_loss)
             accelerator.backward(loss)
             if accelerator.sync_gradients and config.clip_grad is not None:
                 accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
             optimizer.step()
             optimizer.zero_grad()
-        session.tally.add(loss, split_output(output)[0], targets)
-        session.bad_images['train'].add(targets, indices)
+        session.tally.add(loss, split_output(output)[0], greatest_part(targets))
         if not accelerator.sync_gradients:
             continue
         progress.update += 1
-        session.schedule.step_update(progress.epoch * session.order.updates + progress.update)
+        updates = progress.epoch * session.order.updates + progress.update
+        session.schedule.step_update(updates)
+        if session.ema is not None:
+            session.ema.update(session.network, step=updates)
         live_line.advance()
         is_look = progress.update % LOOK_EVERY == 0 or progress.update == session.order.updates
         stops = interruption.is_agreed(accelerator, may_wait=is_look)
@@ -249,9 +283,8 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> No
     train_metrics = session.tally.read(accelerator)
     val_metrics: dict[str, float] = {}
     if (progress.epoch + 1) % config.eval_every == 0 or progress.epoch + 1 == session.epochs:
-        val_metrics = evaluate(
-            accelerator, session.model, session.loaders['val'], session.bad_images['val'], session.inputs
-        )
+        model = session.model if session.ema is None else session.ema.module
+        val_metrics = evaluate(accelerator, model, session.loaders['val'], session.bad_images['val'], session.inputs)
         if config.bad_images == 'stop':
             session.bad_images['val'].refuse(accelerator)
     classes = session.sources['train'].classes
@@ -264,8 +297,25 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> No
     if accelerator.is_main_process:
         live_line.write(describe_epoch(row, session.epochs))
         for name in ('best', 'last') if progress.best() is row else ('last',):
-            folder.write_weights(name, session.network, classes, session.input_format, config)
+            network = session.network if session.ema is None else session.ema.module
+            folder.write_weights(name, network, classes, session.input_format, config)
         folder.write_metrics(progress.history)
+    if session.thawing.thaw(progress.epoch):
+        follow_thaw(session)
+        if accelerator.is_main_process:
+            live_line.write(networks.describe(config, session.network, session.thawing.regime))
+
+
+def follow_thaw(session: Session) -> None:
+    """Let the schedule, and DDP, know of what has thawed."""
+    accelerator, progress = session.accelerator, session.progress
+    if accelerator.num_processes > 1:  # DDP has noted what it averages
+        inner = accelerator.unwrap_model(session.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        session.model = inner
+        accelerator.free_memory()  # else the earlier DDP would average too
+        session.model, *_ = accelerator.prepare(inner, session.optimizer, *session.loaders.values())
+    session.schedule = create_schedule(session.config, session.optimizer.optimizer, session.order.updates)
+    session.schedule.step_update(progress.epoch * session.order.updates + progress.update)
 
 
 def save_bad_images(session: Session, folder: RunFolder) -> None:

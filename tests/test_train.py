@@ -51,9 +51,8 @@ def flags(config: Config) -> list[str]:
         value = getattr(config, field.name)
         if value != field.default:
             name = field.name.replace('_', '-')
-            given += (
-                [f'--{name}'] if value is True else [f'--no-{name}'] if value is False else [f'--{name}', str(value)]
-            )
+            words = map(str, value) if isinstance(value, tuple) else [str(value)]
+            given += [f'--{"" if value else "no-"}{name}'] if isinstance(value, bool) else [f'--{name}', *words]
     return given
 
 

@@ -47,17 +47,38 @@ class InputFormat:
         """Make timm's own transform for evaluation from what `timm_config` saves; it leaves normalising to others."""
         return create_transform(**self.timm_config(), normalize=False)
 
-    def train_transform(self, hflip: float) -> Callable[[Image.Image], Tensor]:
-        """Make the paper's transform for training: both sides resized, random crop, random flip."""
-        side = (self.resized_side, self.resized_side)
-        return transforms.Compose(
-            [
+    def train_transform(self, config: Config) -> Callable[[Image.Image], Tensor]:
+        """Make the transform for training: by default the paper's (both sides resized, random crop, random flip).
+
+        What it draws comes from torch's, numpy's and Python's global generators; see `seeded`.
+        """
+        if config.no_aug:
+            return self.eval_transform()
+        assert config.hflip is not None, 'the configuration is resolved'
+        crop_and_flips, colours, to_tensor = create_transform(
+            self.img_size,
+            is_training=True,
+            train_crop_mode=None if config.train_crop_mode == 'squash' else config.train_crop_mode,
+            scale=config.scale,
+            ratio=config.ratio,
+            hflip=config.hflip,
+            vflip=config.vflip,
+            color_jitter=config.color_jitter or None,  # type: ignore[arg-type]  # timm's word for none
+            auto_augment=config.aa,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+            normalize=False,
+            separate=True,
+        )
+        crop, flips = crop_and_flips.transforms[:1], crop_and_flips.transforms[1:]
+        if config.train_crop_mode == 'squash':
+            side = (self.resized_side, self.resized_side)
+            crop = [
                 transforms.Resize(side, interpolation=str_to_interp_mode(self.interpolation)),
                 transforms.RandomCrop(self.img_size),
-                transforms.RandomHorizontalFlip(hflip),
-                transforms.PILToTensor(),
             ]
-        )
+        return transforms.Compose([*crop, *flips, *colours.transforms, *to_tensor.transforms])
 
     def timm_config(self) -> dict:
         """Describe it in the words of timm's pretrained_cfg, so that others see the same pixels as we do."""
@@ -204,8 +225,7 @@ def create_order(config: Config, sources: dict[str, Source], processes: int) -> 
 
 def create_images(config: Config, sources: dict[str, Source], input_format: InputFormat) -> dict[str, Images]:
     """Make the images of both splits as the network sees them."""
-    assert config.hflip is not None, 'the configuration is resolved'
-    transforms_of = {'train': input_format.train_transform(config.hflip), 'val': input_format.eval_transform()}
+    transforms_of = {'train': input_format.train_transform(config), 'val': input_format.eval_transform()}
     return {split: Images(sources[split], transforms_of[split], config.seed) for split in transforms_of}
 
 

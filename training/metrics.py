@@ -23,11 +23,22 @@ def split_output(output: Output) -> tuple[Tensor, list[Tensor]]:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Average the cross-entropy over the readable images; 0 where there are none."""
-    total = F.cross_entropy(
-        logits.float(), targets, ignore_index=UNREADABLE, label_smoothing=smoothing, reduction='sum'
-    )
-    return total / (targets != UNREADABLE).sum().clamp(min=1)
+    """Average the cross-entropy over the readable images; 0 where there are none.
+
+    Args:
+        logits: Shape (N, classes).
+        targets: Class indices or `UNREADABLE`, shape (N,); or the part that each class has, shape (N, classes), where a
+            row of zeros stands for an unreadable image.
+        smoothing: Label smoothing.
+    """
+    logits = logits.float()
+    if targets.ndim == 1:
+        is_readable = targets != UNREADABLE
+        total = F.cross_entropy(logits, targets, ignore_index=UNREADABLE, label_smoothing=smoothing, reduction='sum')
+    else:
+        is_readable = targets.sum(1) > 0
+        total = (F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction='none') * is_readable).sum()
+    return total / is_readable.sum().clamp(min=1)
 
 
 def objective(output: Output, targets: Tensor, smoothing: float, block_loss: float) -> Tensor:
@@ -112,9 +123,10 @@ def evaluate(
     model.eval()
     tally = Tally(accelerator.device)
     for batch, targets, indices in loader:
-        logits, _ = split_output(model(*inputs_of(batch)))
+        with accelerator.autocast():  # a moving average of the weights is no prepared network
+            logits, _ = split_output(model(*inputs_of(batch)))
         # Processes pad the last batch by repeating images; this drops the repetitions.
-        logits, targets, indices = accelerator.gather_for_metrics((logits, targets, indices))
+        logits, targets, indices = accelerator.gather_for_metrics((logits.float(), targets, indices))
         bad_images.add(targets, indices)
         tally.add(cross_entropy(logits, targets), logits, targets)
     return tally.read()

@@ -184,11 +184,11 @@ def count_classes(config: Config, classes: list[str]) -> int:
     return config.num_classes or len(classes)
 
 
-def describe(config: Config, model: nn.Module) -> str:
+def describe(config: Config, model: nn.Module, regime: str) -> str:
     """Say in a line what learns."""
     total = sum(parameter.numel() for parameter in model.parameters())
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return f'{config.model}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {config.regime})'
+    return f'{config.model}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {regime})'
 
 
 def input_format(model: nn.Module, img_size: int | None) -> InputFormat:
