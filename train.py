@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -11,19 +14,21 @@ import torch
 import tyro
 from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.utils.data import DataLoader
 
 import timm_devnet
-from training import devices, networks
+from training import devices, evaluation, networks, trackers
+from training.blocks import BlockNorms, block_scales
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.config import Config
 from training.data import EpochOrder, InputFormat, create_loaders
 from training.interruption import EXIT_INTERRUPTED, InterruptedRun, Interruption
 from training.metrics import BadImages, Tally, evaluate, objective, split_output
 from training.progress import LiveLine, Progress, describe_epoch
+from training.report import write_report
 from training.run_folder import RunFolder, describe_run, find_folder, make_folder
 from training.schedule import create_optimizer, create_schedule
 from training.sources import Source, load_sources
@@ -53,27 +58,36 @@ class Session:
     bad_images: dict[str, BadImages]
     tally: Tally
     progress: Progress
+    curves: trackers.Curves
 
     @property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.config.channels_last else torch.contiguous_format
+
+    @property
+    def step(self) -> int:
+        """Updates made since the run began."""
+        return self.progress.epoch * self.order.updates + self.progress.update
 
 
 def main(config: Config) -> dict[str, Any]:
     """Run one training from its configuration to its run folder.
 
     Returns:
-        top1, top5 (None below five classes) and loss of the best epoch, epoch, seconds, run (the folder's path).
+        top1, top5 (None below five classes) and loss of the best epoch, epoch, seconds, run (the folder's path); with
+        --eval-only what `training.evaluation.evaluate_only` returns.
 
     Raises:
         ValueError: The configuration, the data or the weights do not fit; nothing is left behind.
         InterruptedRun: A signal asked to stop; the run is saved.
     """
+    if config.eval_only:
+        return evaluation.evaluate_only(config)
     config = config.resolved()
     config.validate()
     with Interruption() as interruption:
         devices.keep_freed_memory()
-        accelerator = devices.create_accelerator(config)
+        accelerator = devices.create_accelerator(config, trackers.choose_trackers(config.tracker))
         accelerator.print(devices.describe(accelerator))
         session = prepare(config, accelerator)
         folder = find_folder(config)
@@ -87,7 +101,9 @@ def main(config: Config) -> dict[str, Any]:
                 facts = describe_run(config, session.sources, len(session.order.indices))
                 folder.write_run({**facts, 'machine': devices.describe(accelerator)})
             accelerator.print(f'run folder {folder.path}')
-            train(session, folder, interruption)
+            with trackers.tracked(accelerator, config, folder, session.step):
+                train(session, folder, interruption)
+            report(session, folder)
     best = session.progress.best()
     assert best is not None, 'the last epoch is always evaluated'
     results = {'top1': best['val_top1'], 'top5': best['val_top5'], 'loss': best['val_loss'], 'epoch': best['epoch']}
@@ -128,6 +144,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         bad_images={split: BadImages(split, source, accelerator.device) for split, source in sources.items()},
         tally=Tally(accelerator.device),
         progress=Progress(),
+        curves=trackers.Curves(accelerator, order.update_size),
     )
 
 
@@ -144,7 +161,7 @@ def resume(session: Session, folder: RunFolder) -> None:
 def train(session: Session, folder: RunFolder, interruption: Interruption) -> None:
     """Train the epochs that are left; save after each, and wherever a signal stops it."""
     progress, updates = session.progress, session.order.updates
-    session.schedule.step_update(progress.epoch * updates + progress.update)
+    session.schedule.step_update(session.step)
     is_shown = session.accelerator.is_main_process
     live_line = LiveLine(is_shown, session.epochs, updates, session.order.update_size, progress)
     try:
@@ -173,6 +190,7 @@ def train_epoch(session: Session, live_line: LiveLine, interruption: Interruptio
     model, optimizer = session.model, session.optimizer
     model.train()
     session.order.seek(progress.epoch, progress.update)
+    session.curves.begin_epoch(session.step, session.tally)
     start = time.monotonic()
     for images, targets, indices in session.loaders['train']:
         with accelerator.accumulate(model):
@@ -188,12 +206,14 @@ def train_epoch(session: Session, live_line: LiveLine, interruption: Interruptio
         if not accelerator.sync_gradients:
             continue
         progress.update += 1
-        session.schedule.step_update(progress.epoch * session.order.updates + progress.update)
+        session.schedule.step_update(session.step)
         live_line.advance()
         is_look = progress.update % LOOK_EVERY == 0 or progress.update == session.order.updates
         stops = interruption.is_agreed(accelerator, may_wait=is_look)
         if is_look:
             live_line.show(progress.epoch, progress.update, session.tally)
+            rates = trackers.group_rates(session.schedule, session.step)
+            session.curves.add_step(session.step, session.tally, rates)
         if (is_look or stops) and config.bad_images == 'stop':
             session.bad_images['train'].refuse(accelerator)
         if stops:
@@ -209,9 +229,15 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> No
     train_metrics = session.tally.read(accelerator)
     val_metrics: dict[str, float] = {}
     if (progress.epoch + 1) % config.eval_every == 0 or progress.epoch + 1 == session.epochs:
-        val_metrics = evaluate(
-            accelerator, session.model, session.loaders['val'], session.bad_images['val'], session.memory_format
-        )
+        with BlockNorms(session.network) as norms:
+            val_metrics = evaluate(
+                accelerator,
+                session.model,
+                session.loaders['val'],
+                session.bad_images['val'],
+                session.memory_format,
+                norms,
+            )
         if config.bad_images == 'stop':
             session.bad_images['val'].refuse(accelerator)
     classes = session.sources['train'].classes
@@ -219,13 +245,31 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> No
         val_metrics.pop('top5', None)
     progress.epoch_s += time.monotonic() - start
     images = session.order.updates * session.order.update_size
-    row = progress.finish_epoch(train_metrics, val_metrics, images)
+    rates = {f'lr_{name}': rate for name, rate in trackers.group_rates(session.schedule, session.step).items()}
+    scales = {f'scale_{name}': scale for name, scale in block_scales(session.network).items()}
+    norms_of_blocks = {name: value for name, value in val_metrics.items() if name.startswith('norm_')}
+    row = progress.finish_epoch(train_metrics, val_metrics, images, {**rates, **norms_of_blocks, **scales})
+    session.curves.add_epoch(session.step, row)
     session.tally = Tally(accelerator.device)
     if accelerator.is_main_process:
         live_line.write(describe_epoch(row, session.epochs))
         for name in ('best', 'last') if progress.best() is row else ('last',):
             folder.write_weights(name, session.network, classes, session.input_format, config)
         folder.write_metrics(progress.history)
+
+
+def report(session: Session, folder: RunFolder) -> None:
+    """Measure the best weights once more, as they lie on the disk, and write what was seen."""
+    accelerator = session.accelerator
+    # The main process looks, for all of them: they must agree, and shared disks are not the same everywhere at once.
+    [is_current] = broadcast_object_list([accelerator.is_main_process and folder.has_current_report()])
+    if not session.config.report or is_current:
+        return
+    predictions = evaluation.predict_best(accelerator, folder, session.loaders['val'], session.memory_format)
+    if accelerator.is_main_process:
+        folder.write_predictions(predictions.to_csv(session.sources['val']))
+        write_report(folder, predictions, session.sources['val'])
+    accelerator.wait_for_everyone()
 
 
 def save_bad_images(session: Session, folder: RunFolder) -> None:
@@ -243,23 +287,43 @@ def cli(argv: list[str] | None = None) -> int:
     """
     config = tyro.cli(Config, prog='train.py', description=__doc__, args=argv)
     try:
-        summary = main(config)
+        with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
+            summary = main(config)
     except (ValueError, OSError) as error:
         print(f'train.py: error: {" ".join(str(error).split())}', file=sys.stderr)
         return EXIT_USER_ERROR
     except InterruptedRun as interrupted:
-        PartialState().print(interrupted)
+        PartialState().print(interrupted, file=sys.stderr if config.json else sys.stdout)
         return EXIT_INTERRUPTED
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+    PartialState().print(json.dumps(finite(summary)) if config.json else describe_result(summary))
+    return 0
+
+
+def finite(summary: dict[str, Any]) -> dict[str, Any]:
+    """Put None in the place of numbers that JSON has no word for."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in summary.items()
+    }
+
+
+def describe_result(summary: dict[str, Any]) -> str:
+    """Write what `main` returns as one reads it."""
     top5 = '' if summary['top5'] is None else f', top-5 {summary["top5"]:.2f} %'
-    PartialState().print(
+    if 'run' not in summary:
+        written = f'; written: {summary["report"]}' if summary['report'] else ''
+        return (
+            f'top-1 {summary["top1"]:.2f} %{top5}, mean of the classes {summary["mean_class_top1"]:.2f} %, loss '
+            f'{summary["loss"]:.4f} on {summary["images"]} images in {summary["seconds"]:.1f} s{written}'
+        )
+    return (
         f'best top-1 {summary["top1"]:.2f} %{top5} (epoch {summary["epoch"]}) after {summary["seconds"]:.0f} s, '
         f'in {summary["run"]}; to load it:\n'
         f"import timm, timm_devnet; model = timm.create_model('local-dir:{summary['run']}/best', pretrained=True)"
     )
-    return 0
 
 
 if __name__ == '__main__':

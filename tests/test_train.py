@@ -40,6 +40,7 @@ def config(image_folder: Path, tmp_path: Path) -> Config:
         threads=1,
         output=str(tmp_path / 'runs'),
         experiment='run',
+        tracker='none',
     )
 
 
@@ -95,6 +96,8 @@ def test_run_folder_explains_itself(config: Config) -> None:
         'curves.png',
         'last',
         'metrics.csv',
+        'predictions.csv',
+        'report.html',
         'run.json',
         'state',
     ]
