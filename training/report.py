@@ -232,7 +232,8 @@ def show_blocks(predictions: Predictions, row: Row) -> str:
 
 def bar(value: float) -> str:
     """A percentage and its bar."""
-    return f'<meter min="0" max="100" value="{value:.2f}" aria-hidden="true"></meter><span class="value">{value:.2f} %</span>'
+    number = f'{value:.2f}'
+    return f'<meter min="0" max="100" value="{number}" aria-hidden="true"></meter><span class="value">{number} %</span>'
 
 
 def show_classes(predictions: Predictions) -> str:
@@ -274,7 +275,9 @@ def show_matrix(predictions: Predictions) -> str:
     classes, size = predictions.classes, len(predictions.classes)
     counts = np.bincount(predictions.targets * size + predictions.predicted, minlength=size * size).reshape(size, size)
     totals = counts.sum(1, keepdims=True).clip(min=1)
-    heads = ''.join(f'<th scope="col" class="turned" title="{text(name)}"><span>{text(name)}</span></th>' for name in classes)
+    heads = ''.join(
+        f'<th scope="col" class="turned" title="{text(name)}"><span>{text(name)}</span></th>' for name in classes
+    )
     rows = []
     for true, name in enumerate(classes):
         cells = []
