@@ -57,8 +57,8 @@ class Predictions:
         if not len(self.targets):
             return {'top1': None, 'top5': None, 'mean_class_top1': None, 'loss': None, 'images': 0}
         return {
-            'top1': 100 * float(self.is_right.mean()),
-            'top5': 100 * float(self.is_in_top5.mean()) if len(self.classes) >= 5 else None,
+            'top1': 100 * int(self.is_right.sum()) / len(self.targets),
+            'top5': 100 * int(self.is_in_top5.sum()) / len(self.targets) if len(self.classes) >= 5 else None,
             'mean_class_top1': float(np.mean([top1 for _, _, top1 in self.per_class()])),
             'loss': float(self.loss.mean()),
             'images': len(self.targets),
