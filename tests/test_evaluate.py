@@ -1,6 +1,7 @@
 """train.py --eval-only: networks of every origin, classes matched by name."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -18,9 +19,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
+import timm_devnet
 import train
 from training.config import Config
-from training.evaluation import match_classes, own_format
+from training.devices import create_accelerator
+from training.evaluation import create_loader, load_validation, match_classes, own_format
+from training.predictions import predict
 
 GROWN = 'tf_efficientnet_lite0_mwa256'
 
@@ -291,3 +295,35 @@ def test_several_processes_say_the_same(run: Path) -> None:
     result = json.loads(done.stdout)
     assert (result['top1'], result['images']) == (float(last_epoch(run)['val_top1']), 9)
     assert (run / 'predictions.csv').read_text() == before
+
+
+def test_a_finished_run_gets_the_report_that_it_lacks(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / 'runs', tmp_path / 'runs')
+    run = tmp_path / 'runs' / 'run'
+    options = json.loads((run / 'run.json').read_text())['config']
+    again = dataclasses.replace(Config(**options), output=str(tmp_path / 'runs'), resume='auto')
+    (run / 'report.html').unlink()
+    train.main(dataclasses.replace(again, report=False))
+    assert not (run / 'report.html').exists()
+    train.main(again)
+    written = (run / 'report.html').stat().st_mtime_ns
+    train.main(again)
+    assert (run / 'report.html').stat().st_mtime_ns == written
+
+
+def test_blocks_answer_alone(tmp_path: Path) -> None:
+    root = make_images(tmp_path / 'colours', ['blue', 'green', 'red'])
+    network: Any = timm.create_model(GROWN, num_classes=3).eval()
+    config = Config(data_dir=str(root), threads=1, workers=0, batch_size=4).resolved()
+    source = load_validation(config)
+    loader = create_loader(config, source, own_format(network, 64))
+    accelerator = create_accelerator(config)
+    predictions = predict(accelerator, network, loader, source.classes, torch.contiguous_format)
+    with torch.no_grad():
+        images = torch.stack([images for batch, _, _ in loader for images in batch])
+        pre_logits = network.forward_head(network.forward_features(images), pre_logits=True)
+        alone = timm_devnet.block_logits(network, pre_logits)
+    assert [block.name for block, _ in predictions.blocks] == timm_devnet.block_names(network)
+    for (_, predicted), logits in zip(predictions.blocks, alone, strict=True):
+        assert predicted.tolist() == logits.argmax(1).tolist()
+    assert predictions.predicted.tolist() == network(images).argmax(1).tolist()

@@ -220,10 +220,14 @@ def test_blocks_are_told_apart_by_age() -> None:
 
 
 def test_blocks_are_columns_of_metrics_csv(config: Config) -> None:
-    config = dataclasses.replace(config, model=GROWN, epochs=2, eval_every=2, batch_size=12, tracker='none')
+    config = dataclasses.replace(
+        config, model=GROWN, epochs=2, eval_every=2, batch_size=12, tracker='none', report=True
+    )
     run = Path(train.main(config)['run'])
     first, last = read_table(run)
     names = timm_devnet.block_names(timm.create_model(GROWN, device='meta'))
     assert all(first[f'scale_{name}'] and last[f'scale_{name}'] for name in names)
     assert all(not first[f'norm_{name}'] and float(last[f'norm_{name}']) > 0 for name in names)
+    page = (run / 'report.html').read_text()
+    assert all(f'{name} <small>' in page for name in names)
     assert float(first['lr_new']) == pytest.approx(10 * float(first['lr_old']))
