@@ -286,7 +286,7 @@ def show_matrix(predictions: Predictions) -> str:
             style = f' style="background: rgba(var(--heat), {strength:.2f})"' if counts[true, said] else ''
             own = ' class="own"' if said == true else ''
             cells.append(f'<td{own}{style}>{counts[true, said] or "·"}</td>')
-        rows.append(f'<tr><th scope="row">{text(name)}</th>{"".join(cells)}</tr>')
+        rows.append(f'<tr><th scope="row" title="{text(name)}"><span>{text(name)}</span></th>{"".join(cells)}</tr>')
     caption = 'Images by true class (rows) and predicted class (columns)'
     return scrolling(
         caption,
