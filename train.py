@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import math
 import shutil
 import sys
 import time
@@ -13,14 +16,15 @@ import torch
 import tyro
 from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from training import devices, networks
+from training import devices, evaluation, networks, trackers
 from training.augmentation import BatchAugmentation, greatest_part
+from training.blocks import BlockNorms, block_scales
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.config import Config
 from training.data import EpochOrder, InputFormat, Normalize, create_images, create_loaders, create_order
@@ -28,6 +32,7 @@ from training.features import Features
 from training.interruption import EXIT_INTERRUPTED, InterruptedRun, Interruption
 from training.metrics import BadImages, Tally, evaluate, objective, split_output
 from training.progress import LiveLine, Progress, describe_epoch
+from training.report import write_report
 from training.run_folder import RunFolder, describe_run, find_folder, make_folder
 from training.schedule import create_groups, create_optimizer, create_schedule
 from training.sources import Source, load_sources
@@ -66,6 +71,12 @@ class Session:
     thawing: Thawing
     ema: ModelEmaV3 | None
     """Moving average of the network's weights."""
+    curves: trackers.Curves
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """What is measured and kept: the network as timm made it, or its moving average."""
+        return self.network if self.ema is None else self.ema.module
 
     @property
     def further(self) -> dict[str, Any]:
@@ -78,22 +89,30 @@ class Session:
             return (self.normalize(batch),)
         return self.features.arrange(batch)
 
+    @property
+    def step(self) -> int:
+        """Updates made since the run began."""
+        return self.progress.epoch * self.order.updates + self.progress.update
+
 
 def main(config: Config) -> dict[str, Any]:
     """Run one training from its configuration to its run folder.
 
     Returns:
-        top1, top5 (None below five classes) and loss of the best epoch, epoch, seconds, run (the folder's path).
+        top1, top5 (None below five classes) and loss of the best epoch, epoch, seconds, run (the folder's path); with
+        --eval-only what `training.evaluation.evaluate_only` returns.
 
     Raises:
         ValueError: The configuration, the data or the weights do not fit; nothing is left behind.
         InterruptedRun: A signal asked to stop; the run is saved.
     """
+    if config.eval_only:
+        return evaluation.evaluate_only(config)
     config = config.resolved()
     config.validate()
     with Interruption() as interruption:
         devices.keep_freed_memory()
-        accelerator = devices.create_accelerator(config)
+        accelerator = devices.create_accelerator(config, trackers.choose_trackers(config.tracker))
         accelerator.print(devices.describe(accelerator))
         folder = find_folder(config)
         session = prepare(folder.adopt_choices(config) if folder else config, accelerator)
@@ -108,11 +127,13 @@ def main(config: Config) -> dict[str, Any]:
                 facts = describe_run(config, session.sources, len(session.order.indices))
                 folder.write_run({**facts, 'machine': devices.describe(accelerator)})
             accelerator.print(f'run folder {folder.path}')
-            if session.features and session.progress.epoch < session.epochs:
-                fill_features(session, folder, interruption)
-            train(session, folder, interruption)
+            with trackers.tracked(accelerator, config, folder, session.step):
+                if session.features and session.progress.epoch < session.epochs:
+                    fill_features(session, folder, interruption)
+                train(session, folder, interruption)
             if session.features and accelerator.is_main_process:
                 shutil.rmtree(folder.features, ignore_errors=True)
+            report(session, folder)
     best = session.progress.best()
     assert best is not None, 'the last epoch is always evaluated'
     results = {'top1': best['val_top1'], 'top5': best['val_top5'], 'loss': best['val_loss'], 'epoch': best['epoch']}
@@ -173,6 +194,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         augment=BatchAugmentation(config, num_classes, accelerator.process_index),
         thawing=Thawing(config, network, prepared_optimizer),
         ema=ema,
+        curves=trackers.Curves(accelerator, order.update_size),
     )
 
 
@@ -202,7 +224,7 @@ def fill_features(session: Session, folder: RunFolder, interruption: Interruptio
 def train(session: Session, folder: RunFolder, interruption: Interruption) -> None:
     """Train the epochs that are left; save after each, and wherever a signal stops it."""
     progress, updates = session.progress, session.order.updates
-    session.schedule.step_update(progress.epoch * updates + progress.update)
+    session.schedule.step_update(session.step)
     is_shown = session.accelerator.is_main_process
     live_line = LiveLine(is_shown, session.epochs, updates, session.order.update_size, progress)
     try:
@@ -242,6 +264,7 @@ def train_epoch(session: Session, live_line: LiveLine, interruption: Interruptio
     model, optimizer = session.model, session.optimizer
     model.train()
     session.order.seek(progress.epoch, progress.update)
+    session.curves.begin_epoch(session.step, session.tally)
     start = time.monotonic()
     done = progress.update * config.grad_accum_steps
     for number, (batch, targets, indices) in enumerate(session.loaders['train'], done):
@@ -259,19 +282,21 @@ def train_epoch(session: Session, live_line: LiveLine, interruption: Interruptio
         if not accelerator.sync_gradients:
             continue
         progress.update += 1
-        updates = progress.epoch * session.order.updates + progress.update
-        session.schedule.step_update(updates)
+        session.schedule.step_update(session.step)
         if session.ema is not None:
-            session.ema.update(session.network, step=updates)
+            session.ema.update(session.network, step=session.step)
         live_line.advance()
         is_look = progress.update % LOOK_EVERY == 0 or progress.update == session.order.updates
         stops = interruption.is_agreed(accelerator, may_wait=is_look)
         if is_look:
             live_line.show(progress.epoch, progress.update, session.tally)
+            rates = trackers.group_rates(session.schedule, session.step)
+            session.curves.add_step(session.step, session.tally, rates)
         if (is_look or stops) and config.bad_images == 'stop':
             session.bad_images['train'].refuse(accelerator)
         if stops:
             break
+    progress.train_s += time.monotonic() - start
     progress.epoch_s += time.monotonic() - start
     return progress.update == session.order.updates
 
@@ -283,8 +308,11 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> No
     train_metrics = session.tally.read(accelerator)
     val_metrics: dict[str, float] = {}
     if (progress.epoch + 1) % config.eval_every == 0 or progress.epoch + 1 == session.epochs:
-        model = session.model if session.ema is None else session.ema.module
-        val_metrics = evaluate(accelerator, model, session.loaders['val'], session.bad_images['val'], session.inputs)
+        with BlockNorms(session.evaluated) as norms:
+            model = session.model if session.ema is None else session.ema.module
+            val_metrics = evaluate(
+                accelerator, model, session.loaders['val'], session.bad_images['val'], session.inputs, norms
+            )
         if config.bad_images == 'stop':
             session.bad_images['val'].refuse(accelerator)
     classes = session.sources['train'].classes
@@ -292,13 +320,16 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> No
         val_metrics.pop('top5', None)
     progress.epoch_s += time.monotonic() - start
     images = session.order.updates * session.order.update_size
-    row = progress.finish_epoch(train_metrics, val_metrics, images)
+    rates = {f'lr_{name}': rate for name, rate in trackers.group_rates(session.schedule, session.step).items()}
+    scales = {f'scale_{name}': scale for name, scale in block_scales(session.network).items()}
+    norms_of_blocks = {name: value for name, value in val_metrics.items() if name.startswith('norm_')}
+    row = progress.finish_epoch(train_metrics, val_metrics, images, {**rates, **norms_of_blocks, **scales})
+    session.curves.add_epoch(session.step, row)
     session.tally = Tally(accelerator.device)
     if accelerator.is_main_process:
         live_line.write(describe_epoch(row, session.epochs))
         for name in ('best', 'last') if progress.best() is row else ('last',):
-            network = session.network if session.ema is None else session.ema.module
-            folder.write_weights(name, network, classes, session.input_format, config)
+            folder.write_weights(name, session.evaluated, classes, session.input_format, config)
         folder.write_metrics(progress.history)
     if session.thawing.thaw(progress.epoch):
         follow_thaw(session)
@@ -308,14 +339,30 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> No
 
 def follow_thaw(session: Session) -> None:
     """Let the schedule, and DDP, know of what has thawed."""
-    accelerator, progress = session.accelerator, session.progress
+    accelerator = session.accelerator
     if accelerator.num_processes > 1:  # DDP has noted what it averages
         inner = accelerator.unwrap_model(session.model, keep_fp32_wrapper=False, keep_torch_compile=False)
         session.model = inner
         accelerator.free_memory()  # else the earlier DDP would average too
         session.model, *_ = accelerator.prepare(inner, session.optimizer, *session.loaders.values())
     session.schedule = create_schedule(session.config, session.optimizer.optimizer, session.order.updates)
-    session.schedule.step_update(progress.epoch * session.order.updates + progress.update)
+    session.schedule.step_update(session.step)
+
+
+def report(session: Session, folder: RunFolder) -> None:
+    """Measure the best weights once more, as they lie on the disk, and write what was seen."""
+    accelerator = session.accelerator
+    # The main process looks, for all of them: they must agree, and shared disks are not the same everywhere at once.
+    [is_current] = broadcast_object_list([accelerator.is_main_process and folder.has_current_report()])
+    if not session.config.report or is_current:
+        return
+    predictions = evaluation.predict_best(
+        session.config, accelerator, folder, session.sources['val'], session.input_format, session.normalize
+    )
+    if accelerator.is_main_process:
+        folder.write_predictions(predictions.to_csv(session.sources['val']))
+        write_report(folder, predictions, session.sources['val'])
+    accelerator.wait_for_everyone()
 
 
 def save_bad_images(session: Session, folder: RunFolder) -> None:
@@ -333,23 +380,43 @@ def cli(argv: list[str] | None = None) -> int:
     """
     config = tyro.cli(Config, prog='train.py', description=__doc__, args=argv)
     try:
-        summary = main(config)
+        with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
+            summary = main(config)
     except (ValueError, OSError) as error:
         print(f'train.py: error: {" ".join(str(error).split())}', file=sys.stderr)
         return EXIT_USER_ERROR
     except InterruptedRun as interrupted:
-        PartialState().print(interrupted)
+        PartialState().print(interrupted, file=sys.stderr if config.json else sys.stdout)
         return EXIT_INTERRUPTED
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+    PartialState().print(json.dumps(finite(summary)) if config.json else describe_result(summary))
+    return 0
+
+
+def finite(summary: dict[str, Any]) -> dict[str, Any]:
+    """Put None in the place of numbers that JSON has no word for."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in summary.items()
+    }
+
+
+def describe_result(summary: dict[str, Any]) -> str:
+    """Write what `main` returns as one reads it."""
     top5 = '' if summary['top5'] is None else f', top-5 {summary["top5"]:.2f} %'
-    PartialState().print(
+    if 'run' not in summary:
+        written = f'; written: {summary["report"]}' if summary['report'] else ''
+        return (
+            f'top-1 {summary["top1"]:.2f} %{top5}, mean of the classes {summary["mean_class_top1"]:.2f} %, loss '
+            f'{summary["loss"]:.4f} on {summary["images"]} images in {summary["seconds"]:.1f} s{written}'
+        )
+    return (
         f'best top-1 {summary["top1"]:.2f} %{top5} (epoch {summary["epoch"]}) after {summary["seconds"]:.0f} s, '
         f'in {summary["run"]}; to load it:\n'
         f"import timm, timm_devnet; model = timm.create_model('local-dir:{summary['run']}/best', pretrained=True)"
     )
-    return 0
 
 
 if __name__ == '__main__':

@@ -41,6 +41,7 @@ def config(image_folder: Path, tmp_path: Path) -> Config:
         memory_format='channels_last',
         output=str(tmp_path / 'runs'),
         experiment='run',
+        tracker='none',
     )
 
 
@@ -97,6 +98,8 @@ def test_run_folder_explains_itself(config: Config) -> None:
         'curves.png',
         'last',
         'metrics.csv',
+        'predictions.csv',
+        'report.html',
         'run.json',
         'state',
     ]

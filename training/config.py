@@ -21,7 +21,10 @@ ELPV = 'elpv'
 # What may differ between a run and its continuation: where things lie, how long it lasts, how many hands do the work.
 # The data may have moved: the fingerprint in run.json tells whether it is still the same data.
 FREE_ON_RESUME = frozenset(
-    {'data_dir', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads', 'tune'},
+    {
+        *('data_dir', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads', 'tune'),
+        *('tracker', 'tracker_project', 'report', 'eval_only', 'json'),
+    },
 )
 
 
@@ -184,6 +187,17 @@ class Config:
     """auto: go on with the newest run of this name, if there is one. Or the run folder to go on with."""
     eval_every: int = 1
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
+    tracker: str | None = None
+    """tensorboard, trackio, wandb or another that accelerate knows, several with commas between, or none (None:
+    tensorboard where it is installed). metrics.csv is always written."""
+    tracker_project: str = 'timm_devnet'
+    """Name under which the tracker keeps this run and those to compare it with."""
+    report: bool = True
+    """At the end, evaluate the best weights once more and write report.html and predictions.csv."""
+    eval_only: bool = False
+    """Train nothing: measure --model (a run folder, local-dir:FOLDER, hf-hub:ID or a name) on the validation images."""
+    json: bool = False
+    """Print the result as one JSON object on stdout, and everything else on stderr."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

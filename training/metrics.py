@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .blocks import BlockNorms
 from .data import UNREADABLE
 from .sources import Source
 
@@ -110,8 +111,9 @@ def evaluate(
     loader: DataLoader,
     bad_images: BadImages,
     inputs_of: Callable[[Any], tuple[Tensor, ...]],
+    block_norms: BlockNorms,
 ) -> dict[str, float]:
-    """Measure a network: loss, top1 and top5 in percent over all readable images.
+    """Measure a network over all readable images.
 
     Args:
         accelerator: Joins the processes.
@@ -119,14 +121,26 @@ def evaluate(
         loader: Gives batches with their class indices and image indices.
         bad_images: Takes note of unreadable ones.
         inputs_of: Makes what the network reads of a batch.
+        block_norms: Sees the blocks' activations.
+
+    Returns:
+        loss, top1 and top5 in percent, and norm_NAME for each block whose activations `block_norms` saw.
     """
     model.eval()
     tally = Tally(accelerator.device)
+    norm_sums = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     for batch, targets, indices in loader:
         with accelerator.autocast():  # a moving average of the weights is no prepared network
             logits, _ = split_output(model(*inputs_of(batch)))
+        norms = block_norms.take()
         # Processes pad the last batch by repeating images; this drops the repetitions.
-        logits, targets, indices = accelerator.gather_for_metrics((logits.float(), targets, indices))
+        logits, targets, indices, *found = accelerator.gather_for_metrics(
+            (logits.float(), targets, indices, *([] if norms is None else [norms]))
+        )
         bad_images.add(targets, indices)
         tally.add(cross_entropy(logits, targets), logits, targets)
-    return tally.read()
+        for norms in found:
+            norm_sums = norm_sums + (norms.double() * (targets != UNREADABLE)[:, None]).sum(0)
+    count = tally.sums[-1].clamp(min=1)
+    means = (norm_sums / count).tolist() if norm_sums.ndim else []
+    return {**tally.read(), **{f'norm_{name}': mean for name, mean in zip(block_norms.names, means, strict=False)}}

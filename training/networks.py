@@ -40,8 +40,12 @@ class BlockAnswers(nn.Module):
         return self.model.get_classifier()(pre_logits), timm_devnet.block_logits(self.model, pre_logits)
 
 
-def build_network(config: Config, num_classes: int) -> tuple[nn.Module, str]:
+def build_network(config: Config, num_classes: int | None) -> tuple[nn.Module, str]:
     """Build the network with its starting weights.
+
+    Args:
+        config: Of the run.
+        num_classes: Outputs of the classifier; None for those of the weights.
 
     Returns:
         The network, and where its weights come from.

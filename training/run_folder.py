@@ -70,7 +70,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 class RunFolder:
-    """One run's folder: run.json, metrics.csv, curves.png, best/, last/, state/."""
+    """One run's folder: run.json, metrics.csv, curves.png, best/, last/, state/, predictions.csv, report.html."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -124,11 +124,34 @@ class RunFolder:
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write metrics.csv and curves.png."""
         table = io.StringIO()
-        writer = csv.DictWriter(table, fieldnames=list(history[0]))
+        columns = dict.fromkeys(name for row in history for name in row)  # what learns may change, and so the columns
+        writer = csv.DictWriter(table, fieldnames=list(columns))
         writer.writeheader()
         writer.writerows(history)
         replace_text(self.path / 'metrics.csv', table.getvalue())
         replace_file(self.path / 'curves.png', lambda path: draw_curves(history, self.path.name, path))
+
+    def write_predictions(self, table: str) -> None:
+        """Write predictions.csv."""
+        replace_text(self.path / 'predictions.csv', table)
+
+    def write_report(self, page: str) -> None:
+        """Write report.html."""
+        replace_text(self.path / 'report.html', page)
+
+    def has_current_report(self) -> bool:
+        """Tell whether the report was written after the last epoch."""
+        report, metrics = self.path / 'report.html', self.path / 'metrics.csv'
+        return report.exists() and report.stat().st_mtime_ns >= metrics.stat().st_mtime_ns
+
+    def read_run(self) -> dict[str, Any]:
+        """Read run.json."""
+        return json.loads((self.path / 'run.json').read_text())
+
+    def read_metrics(self) -> list[dict[str, float | None]]:
+        """Read metrics.csv; None stands for what was not measured."""
+        with open(self.path / 'metrics.csv', newline='') as file:
+            return [{name: float(text) if text else None for name, text in row.items()} for row in csv.DictReader(file)]
 
     def add_bad_images(self, names: list[str]) -> None:
         """Add unreadable images to bad_images.txt, one a line, each once."""
