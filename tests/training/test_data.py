@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from training.config import Config
 from training.data import (
     UNREADABLE,
-    EpochOrder,
     Images,
     InputFormat,
     Normalize,
@@ -21,6 +20,7 @@ from training.data import (
     create_order,
     seeded,
 )
+from training.order import EpochOrder
 from training.sources import load_sources
 
 FORMAT = InputFormat(img_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic')
