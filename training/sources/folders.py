@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -129,19 +130,19 @@ def load_tar(path: Path, inside: str | None = None) -> TarSource:
     try:
         # A cache of the list beside the file might be another file's; and users' folders are theirs.
         reader = ReaderImageInTar(str(path), cache_tarinfo=False)
-    except (AssertionError, ValueError, OSError) as error:
+    except (AssertionError, ValueError, OSError, tarfile.TarError) as error:
         raise ValueError(f'{path} has no images in it, or is not a plain tar file: {error}') from error
-    names = names_in_order(reader.class_name_to_idx)
     members, labels = [], []
-    for (info, parent, child), target in zip(reader.samples, reader.targets, strict=True):
-        tar = os.path.join(path, parent) if parent else str(path)
-        folder = PurePosixPath(info.path).parts
-        if inside not in (None, '.') and inside not in folder[:-2]:
+    for info, parent, child in reader.samples:
+        # timm takes the class of './0.png' in red.tar to be '.'.
+        outer = [PurePosixPath(tar).with_suffix('') for tar in (parent, child and child.path) if tar]
+        place = PurePosixPath(*outer, info.path)
+        if inside not in (None, '.') and inside not in place.parts[:-2]:
             continue
+        tar = os.path.join(path, parent) if parent else str(path)
         offset = info.offset_data + (child.offset_data if child is not None else 0)
-        prefix = [part for part in (parent, child.path if child is not None else None) if part]
-        members.append(TarMember('/'.join([*prefix, info.path]), tar, offset, info.size))
-        labels.append(names[target])
+        members.append(TarMember(str(place), tar, offset, info.size))
+        labels.append(place.parent.name)
     if not members:
         tops = sorted({PurePosixPath(info.path).parts[0] for info, _, _ in reader.samples})[:8]
         raise ValueError(
@@ -150,7 +151,9 @@ def load_tar(path: Path, inside: str | None = None) -> TarSource:
         )
     classes = order_classes({*labels}, path)
     numbers = {name: number for number, name in enumerate(classes)}
-    return TarSource(members, [numbers[label] for label in labels], classes)
+    # timm leaves the order of images of one name in several tar files to chance.
+    order = sorted(range(len(members)), key=lambda index: (natural_key(members[index].name), members[index].name))
+    return TarSource([members[index] for index in order], [numbers[labels[index]] for index in order], classes)
 
 
 def names_in_order(class_to_idx: dict[str, int]) -> list[str]:
