@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from .config import Config
-from .sources import Source, choose_per_class
+from .sources import Source, choose_per_class, describe_split_files
 
 if TYPE_CHECKING:
     from .data import InputFormat
@@ -46,6 +46,7 @@ class EpochOrder(Sampler[tuple[int, int]]):
         return (
             f'{len(self.indices)} training and {len(sources["val"].targets)} validation images at '
             f'{input_format.img_size} px, {self.updates} updates of {self.update_size} an epoch; classes: {shown}'
+            f'{describe_split_files(*sources.values())}'
         )
 
     def __len__(self) -> int:

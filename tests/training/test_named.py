@@ -197,7 +197,9 @@ def test_without_a_folder() -> None:
         load_sources(Config(dataset='cub200'))
 
 
-def test_a_run_keeps_the_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_tells_and_keeps_the_checksums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_stanford40(tmp_path)
     small = {'train': 12, 'test': 12}
     monkeypatch.setitem(NAMED, 'stanford40', dataclasses.replace(NAMED['stanford40'], splits=small))
@@ -220,3 +222,6 @@ def test_a_run_keeps_the_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert facts['data']['split_files']['train']['train.txt']['compared'] == 'none is published'
     assert facts['data']['val_images'] == 3
     assert run.name == 'test_efficientnet-stanford40'
+    assert (
+        f'train.txt (md5 {facts["data"]["split_files"]["val"]["train.txt"]["md5"]}, none is' in capsys.readouterr().out
+    )

@@ -2,7 +2,7 @@
 
 from .folders import load_folder, load_tar
 from .loading import load_sources
-from .named import NAMED
+from .named import NAMED, describe_split_files
 from .readers import wrap_dataset
 from .source import ArraySource, FileSource, PartSource, Source, fingerprint, stamp_of
 from .splits import carve_out, choose_per_class, split_indices
@@ -18,6 +18,7 @@ __all__ = [
     'StreamedImage',
     'carve_out',
     'choose_per_class',
+    'describe_split_files',
     'fingerprint',
     'is_streamed',
     'load_folder',

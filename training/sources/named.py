@@ -13,7 +13,7 @@ from pathlib import Path
 from torchvision.datasets import Flowers102
 
 from .demonstrations import require
-from .source import FileSource
+from .source import FileSource, Source
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,13 @@ def make_source(named: NamedSet, listings: list[Listing]) -> FileSource:
             )
         source.split_files[path.name] = {'md5': found, 'compared': 'as published' if known else 'none is published'}
     return source
+
+
+def describe_split_files(*sources: Source) -> str:
+    """Say which official lists the images come from; nothing if they come from none."""
+    files = {file: facts for source in sources for file, facts in getattr(source, 'split_files', {}).items()}
+    told = [f'{file} (md5 {facts["md5"]}, {facts["compared"]})' for file, facts in sorted(files.items())]
+    return f'; split files: {", ".join(told)}' if told else ''
 
 
 def find(name: str, *folders: Path) -> Path:
