@@ -333,9 +333,18 @@ def publish(unfinished: Path, path: Path) -> None:
 
 
 def open_cache(config: Config, say: Callable[[str], None] = print) -> ImageCache | None:
-    """Open the image cache if this run needs it: --cache-images asks for it, and streams cannot do without."""
+    """Open the image cache if this run needs it: --cache-images asks for it, and streams cannot do without.
+
+    Raises:
+        ValueError: The run crops images before it resizes them.
+    """
     if not (config.cache_images or is_streamed(config.dataset)):
         return None
+    if config.train_crop_mode != 'squash':
+        raise ValueError(
+            f'--train-crop-mode {config.train_crop_mode} crops whole images, and the image cache keeps them resized: '
+            f'leave out one of them{"" if config.cache_images else " (a stream is read through the cache)"}'
+        )
     expected = networks.expected_input(config)
     home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     root = Path(config.cache_dir) if config.cache_dir else home / 'timm_devnet' / 'images'

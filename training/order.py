@@ -64,16 +64,17 @@ class EpochOrder(Sampler[tuple[int, int]]):
 class BalancedOrder(EpochOrder):
     """Every class equally often in an epoch, which has as many images as without this.
 
-    Small classes come up several times, each image of a class as often as another to within one. The k-th time in an
-    epoch that an image comes up, its key has the epoch plus k times 2**32, so that it is cropped and flipped anew. Of
-    large classes each epoch takes other images.
+    Small classes come up several times, each image of a class as often as another to within one, and cropped and
+    flipped anew each time: its key then tells another epoch. Of large classes each epoch takes other images.
 
     Args:
         targets: Class index of every image, of those also that are not trained on.
+        turn_step: Added to the epoch in the key each time an image comes up again; more than any run has epochs.
     """
 
-    def __init__(self, indices: np.ndarray, seed: int, update_size: int, targets: list[int]):
+    def __init__(self, indices: np.ndarray, seed: int, update_size: int, targets: list[int], turn_step: int = 1 << 32):
         super().__init__(indices, seed, update_size)
+        self.turn_step = turn_step
         labels = np.asarray(targets)[indices]
         self.members = [indices[labels == label] for label in np.unique(labels)]
 
@@ -83,7 +84,7 @@ class BalancedOrder(EpochOrder):
         counts = np.full(len(self.members), share)
         counts[random.permutation(len(self.members))[:left]] += 1  # who has one more changes with the epoch
         keys = [
-            (self.epoch + (turn << 32), index)
+            (self.epoch + turn * self.turn_step, index)
             for members, count in zip(self.members, counts.tolist(), strict=True)
             for turn in range(-(-count // len(members)))
             for index in random.permutation(members)[: count - turn * len(members)].tolist()
@@ -91,9 +92,12 @@ class BalancedOrder(EpochOrder):
         return [keys[place] for place in random.permutation(len(keys)).tolist()]
 
 
-def create_order(config: Config, source: Source, update_size: int) -> EpochOrder:
-    """Make the order of the training images, of as many of each class as --labels-per-class says."""
-    chosen = choose_per_class(source, config.labels_per_class, config.seed)
+def create_order(config: Config, sources: dict[str, Source], processes: int) -> EpochOrder:
+    """Make the order in which all processes together train on the images."""
+    update_size = config.batch_size * config.grad_accum_steps * processes
+    chosen = choose_per_class(sources['train'], config.labels_per_class, config.seed)
     if config.balanced:
-        return BalancedOrder(chosen, config.seed, update_size, source.targets)
+        # Cached features have the views of some epochs only; a batch must be of one view.
+        turn_step = (config.cache_features or 1) << 32
+        return BalancedOrder(chosen, config.seed, update_size, sources['train'].targets, turn_step)
     return EpochOrder(chosen, config.seed, update_size)

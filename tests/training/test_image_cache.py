@@ -46,7 +46,7 @@ def test_the_network_sees_the_same(image_folder: Path, cache: ImageCache, interp
     seen = dataclasses.replace(FORMAT, interpolation=interpolation)
     source = load_folder(image_folder / 'train')
     kept = cache.keep(source, 'train')
-    transform = seen.train_transform(hflip=0.5) if split == 'train' else seen.eval_transform()
+    transform = seen.train_transform(Config().resolved()) if split == 'train' else seen.eval_transform()
     plain, cached = Images(source, transform, seed=0), Images(kept, transform, seed=0)
     for index in range(len(plain)):
         torch.testing.assert_close(cached[2, index], plain[2, index], rtol=0, atol=0)
@@ -119,7 +119,7 @@ def test_an_unreadable_image_stays_unreadable_until_it_is_repaired(image_folder:
     whole = path.read_bytes()
     path.write_bytes(whole[:60])
     kept = cache.keep(load_folder(image_folder / 'train'), 'train')
-    images = Images(kept, FORMAT.train_transform(0.0), seed=0)
+    images = Images(kept, FORMAT.train_transform(Config().resolved()), seed=0)
     assert [images[0, index][1] for index in range(3)] == [0, UNREADABLE, 0]
     path.write_bytes(whole)  # as after a short failure of a network disk
     assert images[0, 1][1] == 0
@@ -275,6 +275,11 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     given = open_cache(dataclasses.replace(config, cache_dir='here', img_size=32))
     assert given is not None
     assert (given.root, given.side) == (Path('here'), 36)
+
+
+def test_crops_of_whole_images_are_refused() -> None:
+    with pytest.raises(ValueError, match=r'--train-crop-mode rrc crops whole images, and the image cache keeps them'):
+        open_cache(Config(model='test_efficientnet', cache_images=True, train_crop_mode='rrc'))
 
 
 def test_facts_are_readable_by_people(image_folder: Path, cache: ImageCache) -> None:

@@ -64,7 +64,15 @@ def test_the_order_depends_on_seed_and_epoch_only() -> None:
 
 def test_the_flag_chooses_the_order() -> None:
     source = ArraySource(np.zeros((39, 4, 4), dtype=np.uint8), TARGETS, ['a', 'b', 'c'])
-    assert type(create_order(Config(), source, 4)) is EpochOrder
-    order = create_order(Config(balanced=True, labels_per_class=2), source, 3)
+    assert type(create_order(Config(batch_size=4), {'train': source}, 1)) is EpochOrder
+    order = create_order(Config(balanced=True, labels_per_class=2, batch_size=3), {'train': source}, 1)
     assert isinstance(order, BalancedOrder)
     assert len({*order.indices}) == len({index for _, index in order}) == 6
+
+
+def test_a_batch_is_of_one_view_of_cached_features() -> None:
+    source = ArraySource(np.zeros((39, 4, 4), dtype=np.uint8), TARGETS, ['a', 'b', 'c'])
+    order = create_order(Config(balanced=True, batch_size=3, cache_features=3), {'train': source}, 1)
+    order.seek(4, 0)
+    assert {epoch % 3 for epoch, _ in order} == {1}
+    assert len({epoch for epoch, _ in order}) > 1
