@@ -27,10 +27,12 @@ from training.augmentation import BatchAugmentation, greatest_part
 from training.blocks import BlockNorms, block_scales
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.config import Config
-from training.data import EpochOrder, InputFormat, Normalize, create_images, create_loaders, create_order
+from training.data import InputFormat, Normalize, create_images, create_loaders
 from training.features import Features
+from training.image_cache import open_cache
 from training.interruption import EXIT_INTERRUPTED, InterruptedRun, Interruption
 from training.metrics import BadImages, Tally, evaluate, objective, split_output
+from training.order import EpochOrder, create_order
 from training.progress import LiveLine, Progress, describe_epoch
 from training.report import write_report
 from training.run_folder import RunFolder, describe_run, find_folder, make_folder
@@ -142,7 +144,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def prepare(config: Config, accelerator: Accelerator) -> Session:
     """Make data, network, optimizer and schedule, and hand them to accelerate."""
-    sources = load_sources(config)
+    sources = load_sources(config, open_cache(config, accelerator.print))
     set_seed(config.seed)
     num_classes = networks.count_classes(config, sources['train'].classes)
     network, origin = networks.build_network(config, num_classes)

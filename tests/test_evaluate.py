@@ -24,7 +24,8 @@ import train
 from training.config import Config
 from training.data import Normalize
 from training.devices import create_accelerator
-from training.evaluation import load_validation, match_classes, own_format, predict_on
+from training.evaluation import match_classes, own_format, predict_on
+from training.sources import load_validation
 
 GROWN = 'tf_efficientnet_lite0_mwa256'
 

@@ -297,13 +297,15 @@ def test_unreadable_images_are_skipped_and_listed(config: Config, image_folder: 
     assert summary['top1'] in [pytest.approx(100 * hits / 8) for hits in range(9)]
 
 
-def test_two_processes_equal_one_with_the_same_global_batch(config: Config) -> None:
+def test_two_processes_equal_one_with_the_same_global_batch(config: Config, tmp_path: Path) -> None:
     # No batch norm and no dropout: those see each process's own images.
     config = dataclasses.replace(
         config, model='test_efficientnet_gn', lr=0.001, drop=None, memory_format='contiguous_format', experiment='one'
     )
     one = metrics(train.main(config)['run'])
-    half = dataclasses.replace(config, batch_size=2, experiment='two')
+    half = dataclasses.replace(
+        config, batch_size=2, experiment='two', cache_images=True, cache_dir=str(tmp_path / 'cache')
+    )
     done = run_script(half, '-m', 'torch.distributed.run', '--nproc_per_node', '2', ACCELERATE_USE_CPU='true')
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('2 processes on cpu, 1 CPU threads each, fp32\n')
@@ -364,6 +366,53 @@ def test_bf16_trains(config: Config) -> None:
     facts = json.loads(Path(summary['run'], 'run.json').read_text())
     assert facts['machine'].endswith('bf16')
     assert np.isfinite(summary['loss'])
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_the_image_cache_changes_nothing(
+    config: Config, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = train.main(dataclasses.replace(config, experiment='plain'))
+    cached = dataclasses.replace(config, cache_images=True, cache_dir=str(tmp_path / 'cache'), workers=workers)
+    with monkeypatch.context() as patch:
+        stop_after(9, patch)
+        with pytest.raises(InterruptedRun):
+            train.main(cached)
+    run = train.main(dataclasses.replace(cached, resume='auto'))['run']
+    assert_same_weights(run, plain['run'])
+    assert metrics(run) == metrics(plain['run'])
+    assert len(list((tmp_path / 'cache').glob('[!.]*-36px-*'))) == 2
+
+
+@pytest.mark.parametrize('bad_images', ['stop', 'skip'])
+def test_the_image_cache_treats_broken_images_alike(
+    config: Config, image_folder: Path, bad_images: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (image_folder / 'train' / 'red' / '0.png').write_bytes(b'no image')
+    config = dataclasses.replace(
+        config, cache_images=True, cache_dir=str(tmp_path / 'cache'), bad_images=bad_images, epochs=1
+    )
+    code = train.cli(flags(config))
+    if bad_images == 'stop':
+        assert code == train.EXIT_USER_ERROR
+        assert 'cannot read train/red/0.png: repair or remove it' in capsys.readouterr().err
+    else:
+        assert code == 0
+        assert Path(config.output, 'run', 'bad_images.txt').read_text() == 'train/red/0.png\n'
+
+
+def test_balanced_training_goes_on_bit_for_bit(
+    config: Config, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(2, 8):
+        (image_folder / 'train' / 'red' / f'{index}.png').unlink()
+    config = dataclasses.replace(config, balanced=True)
+    unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
+    with monkeypatch.context() as patch:
+        stop_after(5, patch)
+        with pytest.raises(InterruptedRun):
+            train.main(config)
+    assert_same_weights(train.main(dataclasses.replace(config, resume='auto'))['run'], unbroken['run'])
 
 
 def test_the_main_job_on_few_digits(tmp_path: Path) -> None:

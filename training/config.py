@@ -20,10 +20,12 @@ ELPV = 'elpv'
 
 # What may differ between a run and its continuation: where things lie, how long it lasts, how many hands do the work.
 # The data may have moved: the fingerprint in run.json tells whether it is still the same data.
+# The image cache does not change what is computed.
 FREE_ON_RESUME = frozenset(
     {
         *('data_dir', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads', 'tune'),
         *('tracker', 'tracker_project', 'report', 'eval_only', 'json'),
+        *('cache_images', 'cache_dir'),
     },
 )
 
@@ -34,18 +36,34 @@ class Config:
 
     # Data
     data_dir: str | None = None
-    """Folder with one folder a split and in it one folder a class: DIR/train/CLASS/*.jpg, DIR/val/CLASS/*.jpg."""
+    """Folder with one folder a split and in it one folder a class: DIR/train/CLASS/*.jpg, DIR/val/CLASS/*.jpg; or a tar
+    file with that in it; or where the archives of a named --dataset were unpacked."""
     dataset: str | None = None
-    """digits (5,000 handwritten digits), elpv (solar cells), or a timm reader such as torch/cifar10 or hfds/NAME.
-    With neither this nor --data-dir: digits."""
+    """digits (5,000 handwritten digits), elpv (solar cells), a set of the paper (sun397, mit67, flowers102, cub200,
+    stanford40), or a reader of timm: torch/NAME, hfds/NAME, hfids/NAME, wds/NAME, tfds/NAME. With neither this nor
+    --data-dir: digits."""
     train_split: str = 'train'
     """Folder, or the reader's name, of the training images."""
     val_split: str = 'val'
-    """Folder, or the reader's name, of the images that measure."""
+    """Folder, or the reader's name, of the images that measure; or a number such as 0.1: that part of the training
+    images of each class, always the same ones."""
+    class_map: str | None = None
+    """File that numbers the classes, as in timm: .txt with a class a line, or .pkl with a dictionary."""
+    input_key: str | None = None
+    """Column of the images in hfds/, hfids/ and tfds/; file endings of the images in wds/ and in folders, such as
+    '.jpg;.png'."""
+    target_key: str | None = None
+    """Column of the labels in hfds/, hfids/ and tfds/; field of the json files in wds/."""
+    balanced: bool = False
+    """Train on every class equally often, however many images it has."""
     labels_per_class: int | None = None
     """Train on this many images of each class, chosen by --seed (None: on all of them)."""
     bad_images: Literal['stop', 'skip'] = 'stop'
     """At an unreadable image: stop with its name, or skip it and list it in the run folder's bad_images.txt."""
+    cache_images: bool = False
+    """Decode and resize every image once, and keep it in a file that all processes and later runs share."""
+    cache_dir: str | None = None
+    """Folder of those files (None: timm_devnet/images in $XDG_CACHE_HOME or ~/.cache)."""
     img_size: int | None = None
     """Side of the network's input in pixels (None: what the model was pretrained at, 64 for the digits)."""
 
@@ -241,6 +259,8 @@ class Config:
             self._require(name, lambda value: 0 < value[0] <= value[1], 'two numbers above 0, the lesser first')
         self._require('layer_decay', lambda value: 0 < value <= 1, 'above 0 and at most 1')
         self._require('scale_init', lambda value: value == 'off' or value > 0, 'above 0, or off')
+        if self.val_share is not None and not 0 < self.val_share < 1:
+            raise ValueError(f'--val-split {self.val_split} is out of range: a number must be above 0 and below 1')
         if self.dataset in (DIGITS, ELPV) and self.data_dir is not None:
             raise ValueError(f'--dataset {self.dataset} brings its own images: leave out --data-dir {self.data_dir}')
         if self.pretrained_path is not None and not self.pretrained:
@@ -312,6 +332,12 @@ class Config:
         if not all(parts):
             raise ValueError(f'--thaw {self.thaw} is not understood: write REGIME@EPOCHS, as in fc7-new@5,all@10')
         return [(part[1], int(part[2])) for part in parts if part]
+
+    @property
+    def val_share(self) -> float | None:
+        """Part of the training images that measures, if --val-split is a number and not a name."""
+        is_number = re.fullmatch(r'-?\d*\.\d+|-?\d+\.', self.val_split) is not None
+        return float(self.val_split) if is_number else None
 
     def _require(self, name: str, holds: Any, allowed: str) -> None:
         value = getattr(self, name)

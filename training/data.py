@@ -1,4 +1,4 @@
-"""From images to batches: transforms, their randomness, the order of an epoch, loaders."""
+"""From images to batches: transforms, their randomness, loaders."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from .config import Config
-from .sources import Source, choose_per_class
+from .order import EpochOrder
+from .sources import Source
 
 # Target of an image that could not be read: neither trained on nor counted. It is not raised where it happens, since
 # one process that leaves would keep the others waiting for it.
@@ -159,47 +160,6 @@ class Images(Dataset):
             return self.transform(image).movedim(0, -1), target, index
 
 
-class EpochOrder(Sampler[tuple[int, int]]):
-    """The order of the images in an epoch: a shuffle that depends on seed and epoch only, from any place in it.
-
-    Args:
-        indices: The images to train on.
-        seed: Of the shuffle.
-        update_size: Images in one update, over all batches and processes. An epoch holds whole updates; which images
-            are left over changes with the epoch.
-    """
-
-    def __init__(self, indices: np.ndarray, seed: int, update_size: int):
-        self.indices, self.seed, self.update_size = indices, seed, update_size
-        self.updates = len(indices) // update_size
-        self.epoch = self.start = 0
-        if not self.updates:
-            raise ValueError(
-                f'{len(indices)} training images do not fill one update of {update_size} (--batch-size x '
-                '--grad-accum-steps x processes): lower --batch-size'
-            )
-
-    def seek(self, epoch: int, updates_done: int) -> None:
-        """Begin the next pass in this epoch, after the updates done in it already."""
-        self.epoch, self.start = epoch, updates_done * self.update_size
-
-    def describe(self, sources: dict[str, Source], input_format: InputFormat) -> str:
-        """Say in a line what is trained on, and in which order the classes are numbered."""
-        classes = sources['train'].classes
-        shown = ', '.join(classes[:12]) + (f', ... ({len(classes)})' if len(classes) > 12 else '')
-        return (
-            f'{len(self.indices)} training and {len(sources["val"].targets)} validation images at '
-            f'{input_format.img_size} px, {self.updates} updates of {self.update_size} an epoch; classes: {shown}'
-        )
-
-    def __len__(self) -> int:
-        return self.updates * self.update_size - self.start
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        shuffled = np.random.default_rng((self.seed, self.epoch)).permutation(self.indices)
-        return ((self.epoch, int(index)) for index in shuffled[self.start : self.updates * self.update_size])
-
-
 def leave_signals_to_parent(worker: int) -> None:
     """Let a reading process live on through SIGINT and SIGTERM, which clusters send to every process of a job.
 
@@ -213,14 +173,6 @@ def leave_signals_to_parent(worker: int) -> None:
 def count_workers(config: Config) -> int:
     """Tell how many processes read images."""
     return config.workers if config.workers is not None else 4 * torch.cuda.is_available()
-
-
-def create_order(config: Config, sources: dict[str, Source], processes: int) -> EpochOrder:
-    """Make the order in which all processes together train on the images."""
-    update_size = config.batch_size * config.grad_accum_steps * processes
-    return EpochOrder(
-        choose_per_class(sources['train'], config.labels_per_class, config.seed), config.seed, update_size
-    )
 
 
 def create_images(config: Config, sources: dict[str, Source], input_format: InputFormat) -> dict[str, Images]:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -37,6 +38,11 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def cache_folder() -> Path:
+    """Where things are kept from run to run."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'timm_devnet'
 
 
 def share_cores(threads: int | None) -> int:

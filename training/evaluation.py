@@ -19,13 +19,14 @@ from torch import nn
 import timm_devnet
 
 from . import networks
-from .config import DIGITS, ELPV, Config
+from .config import Config
 from .data import Images, InputFormat, Normalize, create_loader
 from .devices import create_accelerator, describe
+from .image_cache import open_cache
 from .predictions import Predictions, name_outputs, predict
 from .report import write_report
 from .run_folder import RunFolder
-from .sources import Source, fingerprint, load_sources, load_split
+from .sources import Source, fingerprint, load_sources, load_validation
 from .tuning import LAYOUTS
 
 
@@ -78,7 +79,7 @@ def evaluate_only(config: Config) -> dict[str, Any]:
     config.validate()
     accelerator = create_accelerator(config)
     accelerator.print(describe(accelerator))
-    source = load_validation(config)
+    source = load_validation(config, open_cache(config, accelerator.print))
     network, origin = load_network(config if folder is None else place_weights(config, folder.path / 'best'))
     outputs, classes, how = match_classes(network, source.classes)
     accelerator.print(f'{config.model}, weights from {origin}; {how}')
@@ -168,22 +169,17 @@ def with_data_of(config: Config, folder: RunFolder | None) -> Config:
     if folder is None or config.data_dir is not None or config.dataset is not None:
         return config
     saved = json.loads((folder.path / 'run.json').read_text())['config']
-    names = ('data_dir', 'dataset', 'train_split', 'val_split')
-    return dataclasses.replace(config, **{name: saved[name] for name in names})
+    names = ('data_dir', 'dataset', 'train_split', 'val_split', 'class_map', 'input_key', 'target_key')
+    return dataclasses.replace(config, **{name: saved.get(name) for name in names})
 
 
 def is_own_data(config: Config, folder: RunFolder) -> bool:
     """Tell whether the images are those that a run was trained and measured with."""
     saved = json.loads((folder.path / 'run.json').read_text())['data']
     try:
-        return fingerprint(*load_sources(config).values()) == saved['fingerprint']
+        return fingerprint(*load_sources(config, open_cache(config)).values()) == saved['fingerprint']
     except ValueError:  # there are validation images only
         return False
-
-
-def load_validation(config: Config) -> Source:
-    """Find the validation images; of a folder or a reader no others are needed."""
-    return load_sources(config)['val'] if config.dataset in (DIGITS, ELPV) else load_split(config, config.val_split)
 
 
 def place_weights(config: Config, path: Path) -> Config:

@@ -201,6 +201,20 @@ def input_format(model: nn.Module, img_size: int | None) -> InputFormat:
     return InputFormat(img_size or own['input_size'][-1], tuple(own['mean']), tuple(own['std']), own['interpolation'])
 
 
+def expected_input(config: Config) -> InputFormat:
+    """Tell the input format of a network before it is built, for which the number of classes need not be known.
+
+    Raises:
+        ValueError: There is no such network.
+    """
+    name, growth = timm_devnet.resolve_name(config.model)
+    try:
+        model = timm.create_model(name, device='meta', **growth)
+    except (RuntimeError, TypeError, OSError, HfHubHTTPError) as error:
+        raise ValueError(f'cannot build --model {config.model}: {error}') from error
+    return input_format(model, config.img_size)
+
+
 def check_img_size(model: nn.Module, img_size: int) -> None:
     """Refuse images that are too small for the trunk, before anything is trained.
 

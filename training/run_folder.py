@@ -183,6 +183,7 @@ class RunFolder:
 
 def describe_run(config: Config, sources: dict[str, Source], train_images: int) -> dict[str, Any]:
     """Gather what run.json says of the run: what must be the same when it goes on, and how it was made."""
+    split_files = {split: getattr(source, 'split_files', {}) for split, source in sources.items()}
     return {
         'config': dataclasses.asdict(config),
         'data': {
@@ -190,6 +191,8 @@ def describe_run(config: Config, sources: dict[str, Source], train_images: int) 
             'train_images': train_images,
             'val_images': len(sources['val'].targets),
             'fingerprint': fingerprint(*sources.values()),
+            # Of a named data set: the official lists that the splits were read from, and their checksums.
+            **({'split_files': split_files} if any(split_files.values()) else {}),
         },
         'command': shlex.join(sys.argv),
         'versions': {name: installed_version(name) for name in ('timm-devnet', 'timm', 'torch', 'accelerate')},

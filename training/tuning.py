@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import platform
 import time
 from contextlib import suppress
@@ -16,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from .config import Config, MemoryFormat
+from .devices import cache_folder
 from .metrics import split_output
 from .run_folder import replace_text
 
@@ -58,11 +58,6 @@ def choose_memory_format(config: Config, learner: nn.Module, img_size: int, acce
     chosen = broadcast_object_list(choice)[0]
     assert chosen is not None, 'the main process has chosen'
     return chosen
-
-
-def cache_folder() -> Path:
-    """Where things are kept from run to run."""
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'timm_devnet'
 
 
 def read_choices(path: Path) -> dict[str, MemoryFormat]:

@@ -12,15 +12,14 @@ from torch.utils.data import DataLoader
 from training.config import Config
 from training.data import (
     UNREADABLE,
-    EpochOrder,
     Images,
     InputFormat,
     Normalize,
     create_images,
     create_loaders,
-    create_order,
     seeded,
 )
+from training.order import EpochOrder, create_order
 from training.sources import load_sources
 
 FORMAT = InputFormat(img_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic')
