@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,16 +14,18 @@ from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import timm_devnet
 from training import devices, networks
-from training.checkpoints import load_checkpoint, save_checkpoint
+from training.checkpoints import CheckpointPace, RunState, Stateful, load_checkpoint, save_checkpoint
 from training.config import Config
 from training.data import EpochOrder, InputFormat, create_loaders
+from training.faults import Fault, shared_writing
 from training.interruption import EXIT_INTERRUPTED, InterruptedRun, Interruption
 from training.metrics import BadImages, Tally, evaluate, objective, split_output
+from training.nonfinite import LossWatch
 from training.progress import LiveLine, Progress, describe_epoch
 from training.run_folder import RunFolder, describe_run, find_folder, make_folder
 from training.schedule import create_optimizer, create_schedule
@@ -53,6 +56,15 @@ class Session:
     bad_images: dict[str, BadImages]
     tally: Tally
     progress: Progress
+    watch: LossWatch
+    pace: CheckpointPace
+    further: Mapping[str, Stateful] = field(default_factory=dict)
+    """What else is saved in checkpoints, by name."""
+
+    @property
+    def state(self) -> RunState:
+        """What a checkpoint holds."""
+        return RunState(self.network, self.optimizer, self.order, self.progress, self.tally, self.further)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -83,9 +95,10 @@ def main(config: Config) -> dict[str, Any]:
             accelerator.print('--resume auto: no checkpoint of this name yet, so this run is its start')
         folder = folder or make_folder(config, accelerator)
         with folder.kept_if_useful():
-            if accelerator.is_main_process:
-                facts = describe_run(config, session.sources, len(session.order.indices))
-                folder.write_run({**facts, 'machine': devices.describe(accelerator)})
+            with shared_writing(accelerator, 'the run has not begun'):
+                if accelerator.is_main_process:
+                    facts = describe_run(config, session.sources, len(session.order.indices))
+                    folder.write_run({**facts, 'machine': devices.describe(accelerator)})
             accelerator.print(f'run folder {folder.path}')
             train(session, folder, interruption)
     best = session.progress.best()
@@ -128,90 +141,145 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         bad_images={split: BadImages(split, source, accelerator.device) for split, source in sources.items()},
         tally=Tally(accelerator.device),
         progress=Progress(),
+        watch=LossWatch(network, sources['train'], skips=config.nonfinite == 'skip'),
+        pace=CheckpointPace(config.checkpoint_every),
     )
 
 
 def resume(session: Session, folder: RunFolder) -> None:
     """Go on with a run, under the same options and on the same data, from its newest checkpoint."""
     folder.refuse_changes(describe_run(session.config, session.sources, len(session.order.indices)))
-    session.progress = load_checkpoint(
-        folder.state, session.accelerator, session.network, session.optimizer, session.tally
-    )
-    place = session.progress
-    session.accelerator.print(f'going on after epoch {place.epoch} and {place.update} updates of the next')
+    session.progress = load_checkpoint(folder.state, session.accelerator, session.state, session.config)
 
 
 def train(session: Session, folder: RunFolder, interruption: Interruption) -> None:
     """Train the epochs that are left; save after each, and wherever a signal stops it."""
-    progress, updates = session.progress, session.order.updates
+    progress, updates, accelerator = session.progress, session.order.updates, session.accelerator
     session.schedule.step_update(progress.epoch * updates + progress.update)
-    is_shown = session.accelerator.is_main_process
+    is_shown = accelerator.is_main_process
     live_line = LiveLine(is_shown, session.epochs, updates, session.order.update_size, progress)
+    session.pace.restart()
     try:
         while progress.epoch < session.epochs:
-            is_finished = train_epoch(session, live_line, interruption)
-            if is_finished:
-                finish_epoch(session, folder, live_line)
-            save_bad_images(session, folder)
-            save_checkpoint(
-                folder.state, session.accelerator, session.network, session.optimizer, progress, session.tally
-            )
-            asked_to_stop = interruption.is_agreed(session.accelerator, may_wait=True)
-            if (asked_to_stop or not is_finished) and progress.epoch < session.epochs:
+            stops = train_epoch(session, folder, live_line, interruption)
+            if not stops:
+                try:
+                    finish_epoch(session, folder, live_line, interruption)
+                except InterruptedRun:
+                    stops = True
+            save(session, folder)
+            stops = stops or interruption.is_agreed(accelerator, may_wait=True)
+            if stops and progress.epoch < session.epochs:
                 raise InterruptedRun(f'stopped and saved; go on with: --resume {folder.path}')
     finally:
         live_line.close()
 
 
-def train_epoch(session: Session, live_line: LiveLine, interruption: Interruption) -> bool:
+def train_epoch(session: Session, folder: RunFolder, live_line: LiveLine, interruption: Interruption) -> bool:
     """Train what is left of the epoch.
 
     Returns:
-        Whether the epoch is finished; not if a signal stopped it.
+        Whether a signal asks to stop.
     """
-    config, accelerator, progress = session.config, session.accelerator, session.progress
-    model, optimizer = session.model, session.optimizer
-    model.train()
+    accelerator, progress = session.accelerator, session.progress
+    session.model.train()
     session.order.seek(progress.epoch, progress.update)
-    start = time.monotonic()
+    start, stops = time.monotonic(), False
     for images, targets, indices in session.loaders['train']:
-        with accelerator.accumulate(model):
-            output = model(images.to(memory_format=session.memory_format))
-            loss = objective(output, targets, config.smoothing, config.block_loss)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and config.clip_grad is not None:
-                accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
-            optimizer.step()
-            optimizer.zero_grad()
-        session.tally.add(loss, split_output(output)[0], targets)
-        session.bad_images['train'].add(targets, indices)
+        train_batch(session, images, targets, indices)
         if not accelerator.sync_gradients:
             continue
         progress.update += 1
-        session.schedule.step_update(progress.epoch * session.order.updates + progress.update)
+        updates_done = progress.epoch * session.order.updates + progress.update
+        session.schedule.step_update(updates_done)
         live_line.advance()
         is_look = progress.update % LOOK_EVERY == 0 or progress.update == session.order.updates
-        stops = interruption.is_agreed(accelerator, may_wait=is_look)
+        # Processes on CPUs do not run ahead of a device, so they lose nothing by waiting for each other.
+        may_wait = is_look or accelerator.device.type == 'cpu'
+        stops = interruption.is_agreed(accelerator, may_wait)
+        is_due = session.pace.is_due(accelerator, updates_done, may_wait)
         if is_look:
             live_line.show(progress.epoch, progress.update, session.tally)
-        if (is_look or stops) and config.bad_images == 'stop':
-            session.bad_images['train'].refuse(accelerator)
+        if is_look or stops or is_due:
+            refuse_faults(session, folder)
         if stops:
             break
+        if is_due:
+            progress.epoch_s += time.monotonic() - start
+            save(session, folder)
+            start = time.monotonic()
     progress.epoch_s += time.monotonic() - start
-    return progress.update == session.order.updates
+    return stops
 
 
-def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> None:
-    """Evaluate, then write the epoch's metrics and weights."""
+def train_batch(session: Session, images: Tensor, targets: Tensor, indices: Tensor) -> None:
+    """Compute the gradients of one batch, and after the last one of an update change the weights by them."""
+    config, accelerator, progress = session.config, session.accelerator, session.progress
+    model, optimizer, watch = session.model, session.optimizer, session.watch
+    watch.begin_batch()
+    with accelerator.accumulate(model):
+        output = model(images.to(memory_format=session.memory_format))
+        loss = objective(output, targets, config.smoothing, config.block_loss)
+        accelerator.backward(loss)
+        watch.note(progress.epoch + 1, progress.update + 1, loss, indices)
+        if accelerator.sync_gradients and watch.leaves_out(accelerator):
+            progress.skipped += 1
+        else:
+            if accelerator.sync_gradients and config.clip_grad is not None:
+                accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
+            optimizer.step()
+        optimizer.zero_grad()
+    session.bad_images['train'].add(targets, indices)
+    loss, targets = watch.counted(loss, targets)
+    session.tally.add(loss, split_output(output)[0], targets)
+
+
+def refuse_faults(session: Session, folder: RunFolder, is_saving: bool = False) -> None:
+    """Look whether losses were finite and images readable; this waits for the device.
+
+    Args:
+        session: Of this process.
+        folder: Takes the list of images whose loss was not finite.
+        is_saving: Whether what would be saved must be finite too.
+
+    Raises:
+        Fault: A loss or what would be saved is not finite.
+        ValueError: An image could not be read.
+    """
+    accelerator, watch = session.accelerator, session.watch
+    found = watch.look(accelerator)
+    poisoned = watch.look_at_weights(accelerator) if is_saving else []
+    if found or poisoned:
+        with shared_writing(accelerator, 'and a loss is not finite'):
+            if accelerator.is_main_process:
+                folder.add_nonfinite([*found, *poisoned])
+        if poisoned or watch.is_hopeless():
+            raise Fault(folder.advise_after_nonfinite((found or poisoned)[0].splitlines()[0]))
+    if session.config.bad_images == 'stop':
+        session.bad_images['train'].refuse(accelerator)
+
+
+def save(session: Session, folder: RunFolder) -> None:
+    """Save a checkpoint, unless what would be saved is broken."""
+    refuse_faults(session, folder, is_saving=True)
+    save_bad_images(session, folder)
+    save_checkpoint(folder.state, session.accelerator, session.state, session.config.keep_checkpoints)
+    session.pace.restart()
+
+
+def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine, interruption: Interruption) -> None:
+    """Evaluate, then write the epoch's metrics and weights.
+
+    Raises:
+        InterruptedRun: A signal asked to stop before the end of the evaluation; the epoch is not finished then.
+    """
     config, progress, accelerator = session.config, session.progress, session.accelerator
     start = time.monotonic()
     train_metrics = session.tally.read(accelerator)
     val_metrics: dict[str, float] = {}
     if (progress.epoch + 1) % config.eval_every == 0 or progress.epoch + 1 == session.epochs:
-        val_metrics = evaluate(
-            accelerator, session.model, session.loaders['val'], session.bad_images['val'], session.memory_format
-        )
+        batches = interruption.stoppable(session.loaders['val'], accelerator)
+        val_metrics = evaluate(accelerator, session.model, batches, session.bad_images['val'], session.memory_format)
         if config.bad_images == 'stop':
             session.bad_images['val'].refuse(accelerator)
     classes = session.sources['train'].classes
@@ -221,18 +289,21 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> No
     images = session.order.updates * session.order.update_size
     row = progress.finish_epoch(train_metrics, val_metrics, images)
     session.tally = Tally(accelerator.device)
-    if accelerator.is_main_process:
-        live_line.write(describe_epoch(row, session.epochs))
-        for name in ('best', 'last') if progress.best() is row else ('last',):
-            folder.write_weights(name, session.network, classes, session.input_format, config)
-        folder.write_metrics(progress.history)
+    with shared_writing(accelerator, f'the checkpoints in {folder.state} are as before'):
+        if accelerator.is_main_process:
+            live_line.write(describe_epoch(row, session.epochs))
+            for name in ('best', 'last') if progress.best() is row else ('last',):
+                folder.write_weights(name, session.network, classes, session.input_format, config)
+            folder.write_metrics(progress.history)
 
 
 def save_bad_images(session: Session, folder: RunFolder) -> None:
     """List the images that could not be read, if there were any."""
     found = [name for bad in session.bad_images.values() for name in bad.names(session.accelerator)]
-    if found and session.accelerator.is_main_process:
-        folder.add_bad_images(found)
+    if found:
+        with shared_writing(session.accelerator, f'the checkpoints in {folder.state} are as before'):
+            if session.accelerator.is_main_process:
+                folder.add_bad_images(found)
 
 
 def cli(argv: list[str] | None = None) -> int:
@@ -244,6 +315,10 @@ def cli(argv: list[str] | None = None) -> int:
     config = tyro.cli(Config, prog='train.py', description=__doc__, args=argv)
     try:
         summary = main(config)
+    except Fault as error:
+        if PartialState().is_main_process:
+            print(f'train.py: error: {error}', file=sys.stderr)
+        return EXIT_USER_ERROR
     except (ValueError, OSError) as error:
         print(f'train.py: error: {" ".join(str(error).split())}', file=sys.stderr)
         return EXIT_USER_ERROR

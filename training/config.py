@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,10 +14,16 @@ from timm.optim import list_optimizers
 DIGITS = 'digits'
 ELPV = 'elpv'
 
+# Of --checkpoint-every: a number, s if it counts seconds; or epoch.
+CHECKPOINT_EVERY = re.compile(r'0*([1-9]\d*)(s?)|epoch')
+
 # What may differ between a run and its continuation: where things lie, how long it lasts, how many hands do the work.
 # The data may have moved: the fingerprint in run.json tells whether it is still the same data.
+# How an update is split into batches is free as well; its checkpoint tells how many images it has in all.
 FREE_ON_RESUME = frozenset(
-    {'data_dir', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads'},
+    {'data_dir', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads'}
+    | {'batch_size', 'grad_accum_steps', 'bad_images', 'nonfinite', 'checkpoint_every', 'keep_checkpoints'}
+    | {'allow_changed_data', 'allow_changed_batch'}
 )
 
 
@@ -92,6 +99,10 @@ class Config:
     """Largest L2 norm of the gradient (None: not clipped)."""
     smoothing: float = 0.0
     """Label smoothing."""
+    nonfinite: Literal['stop', 'skip'] = 'stop'
+    """At a loss that is not finite: stop before anything is saved, or skip the update; its images are listed in the
+    run folder's nonfinite.txt. skip also skips gradients that are not finite; it makes the host wait for the device
+    at every update."""
     block_loss: float = 0.0
     """Weight of the mean loss of each block of a grown network answering alone."""
 
@@ -116,6 +127,15 @@ class Config:
     """Name of the run folder (None: MODEL-DATASET)."""
     resume: str | None = None
     """auto: go on with the newest run of this name, if there is one. Or the run folder to go on with."""
+    allow_changed_data: bool = False
+    """Let a resumed run go on with other images of the same classes than it began with."""
+    allow_changed_batch: bool = False
+    """Let a resumed run go on with more or fewer images in an update than it began with."""
+    checkpoint_every: str = '600s'
+    """Save inside epochs, after so many updates (500) or seconds (600s); epoch: only at the end of each, where it is
+    saved in any case."""
+    keep_checkpoints: int = 2
+    """The newest so many checkpoints remain; an older one is used when a newer one is broken."""
     eval_every: int = 1
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
 
@@ -139,7 +159,7 @@ class Config:
             ValueError: Names the option, the value given and the values allowed.
         """
         at_least_one = 'batch_size grad_accum_steps eval_every epochs img_size labels_per_class threads num_classes'
-        for name in at_least_one.split():
+        for name in (*at_least_one.split(), 'keep_checkpoints'):
             self._require(name, lambda value: value >= 1, 'at least 1')
         for name in ('lr', 'new_lr_mult', 'decay_rate', 'decay_epochs', 'clip_grad'):
             self._require(name, lambda value: value > 0, 'above 0')
@@ -147,6 +167,7 @@ class Config:
             self._require(name, lambda value: value >= 0, 'at least 0')
         for name in ('momentum', 'smoothing', 'drop'):
             self._require(name, lambda value: 0 <= value < 1, 'at least 0 and below 1')
+        self._require('checkpoint_every', CHECKPOINT_EVERY.fullmatch, 'updates (500), seconds (600s), or epoch')
         self._require('hflip', lambda value: 0 <= value <= 1, 'between 0 and 1')
         self._require('scale_init', lambda value: value == 'off' or value > 0, 'above 0, or off')
         if self.dataset in (DIGITS, ELPV) and self.data_dir is not None:

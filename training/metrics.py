@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from .data import UNREADABLE
 from .sources import Source
@@ -93,14 +94,14 @@ class BadImages:
 def evaluate(
     accelerator: Accelerator,
     model: nn.Module,
-    loader: DataLoader,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     bad_images: BadImages,
     memory_format: torch.memory_format,
 ) -> dict[str, float]:
     """Measure a network: loss, top1 and top5 in percent over all readable images."""
     model.eval()
     tally = Tally(accelerator.device)
-    for images, targets, indices in loader:
+    for images, targets, indices in batches:
         logits, _ = split_output(model(images.to(memory_format=memory_format)))
         # Processes pad the last batch by repeating images; this drops the repetitions.
         logits, targets, indices = accelerator.gather_for_metrics((logits, targets, indices))

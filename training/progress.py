@@ -26,6 +26,8 @@ class Progress:
     """Seconds spent on the epoch under way, over all sessions."""
     elapsed_s: float = 0.0
     """Seconds spent on the finished epochs."""
+    skipped: int = 0
+    """Updates of the epoch under way that were left out because a loss or gradient was not finite."""
 
     def finish_epoch(self, train: dict[str, float], val: dict[str, float], images: int) -> dict[str, Any]:
         """Go on to the next epoch.
@@ -49,8 +51,9 @@ class Progress:
             'val_top5': val.get('top5'),
             'images_per_s': round(images / self.epoch_s, 1),
             'elapsed_s': round(self.elapsed_s, 1),
+            'skipped_updates': self.skipped,
         }
-        self.epoch_s = 0.0
+        self.epoch_s, self.skipped = 0.0, 0
         self.history.append(row)
         return row
 
@@ -112,4 +115,6 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
     if row['val_top1'] is not None:
         line += f'; validation loss {row["val_loss"]:.4f}, top-1 {row["val_top1"]:.2f} %'
         line += f', top-5 {row["val_top5"]:.2f} %' if row['val_top5'] is not None else ''
+    if row['skipped_updates']:
+        line += f'; {row["skipped_updates"]} updates skipped, their loss or gradient was not finite'
     return line
