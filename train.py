@@ -254,7 +254,8 @@ def refuse_faults(session: Session, folder: RunFolder, is_saving: bool = False) 
             if accelerator.is_main_process:
                 folder.add_nonfinite([*found, *poisoned])
         if poisoned or watch.is_hopeless():
-            raise Fault(folder.advise_after_nonfinite((found or poisoned)[0].splitlines()[0]))
+            place = (found or poisoned)[0].splitlines()[0]
+            raise Fault(folder.describe_nonfinite(place, is_skipping=watch.skips))
     if session.config.bad_images == 'stop':
         session.bad_images['train'].refuse(accelerator)
 

@@ -25,24 +25,6 @@ from training.interruption import EXIT_INTERRUPTED, InterruptedRun
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def config(image_folder: Path, tmp_path: Path) -> Config:
-    """Configure a run of two epochs of six updates, with dropout, so that exactness needs every generator's state."""
-    return Config(
-        data_dir=str(image_folder),
-        model='test_efficientnet',
-        pretrained=False,
-        drop=0.5,
-        img_size=32,
-        batch_size=4,
-        epochs=2,
-        workers=0,
-        threads=1,
-        output=str(tmp_path / 'runs'),
-        experiment='run',
-    )
-
-
 def flags(config: Config) -> list[str]:
     """Write what differs from the defaults as flags."""
     given = []

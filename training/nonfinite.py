@@ -45,7 +45,8 @@ class LossWatch:
         """Of the newest update."""
         self.is_complete = True
         self.buffers: list[Tensor] = []
-        self.found: list[str] = []
+        self.found: list[tuple[int, int, str]] = []
+        """Epoch, update and description of this process's batches whose loss was not finite."""
         self.skipped_in_a_row = 0
 
     def begin_batch(self) -> None:
@@ -80,9 +81,7 @@ class LossWatch:
         with torch.no_grad():
             for buffer, kept in zip(self.network.buffers(), self.buffers, strict=True):
                 buffer.copy_(kept)
-        if not bad_losses:
-            self.found += [self.describe(batch, accelerator, 'gradient not finite') for batch in self.noted]
-            self.noted = []
+        self.find(accelerator, 'gradient not finite, ' if not bad_losses else '')
         self.skipped_in_a_row += 1
         return True
 
@@ -102,15 +101,22 @@ class LossWatch:
 
         Every process calls this, and waits for its device and the others.
         """
-        if self.noted:
-            is_finite = torch.stack([batch.loss.float() for batch in self.noted]).isfinite().tolist()
-            bad = [batch for batch, finite in zip(self.noted, is_finite, strict=True) if not finite]
-            self.found += [self.describe(batch, accelerator, 'loss') for batch in bad]
-            self.noted = []
+        self.find(accelerator)
         found, self.found = self.found, []
         if not accelerator.reduce(torch.tensor(len(found), device=accelerator.device), 'sum').item():
             return []
-        return gather_object(found)
+        everywhere = sorted(gather_object(found))
+        if not self.skips:  # what came after the first was poisoned by it
+            everywhere = [batch for batch in everywhere if batch[:2] == everywhere[0][:2]]
+        return [text for _, _, text in everywhere]
+
+    def find(self, accelerator: Accelerator, fault: str = '') -> None:
+        """Describe the noted batches whose loss is not finite; all of them, if another fault is given."""
+        if self.noted:
+            is_finite = torch.stack([batch.loss.float() for batch in self.noted]).isfinite().tolist()
+            bad = [batch for batch, finite in zip(self.noted, is_finite, strict=True) if fault or not finite]
+            self.found += [(batch.epoch, batch.update, self.describe(batch, accelerator, fault)) for batch in bad]
+        self.noted = []
 
     def look_at_weights(self, accelerator: Accelerator) -> list[str]:
         """Describe the batches of the newest update if a weight or buffer is not finite after it."""
@@ -118,10 +124,10 @@ class LossWatch:
         is_bad = ~torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
         if not accelerator.reduce(is_bad.float(), 'sum').item():
             return []
-        return gather_object([self.describe(b, accelerator, 'weights not finite') for b in self.update_batches])
+        return gather_object([self.describe(b, accelerator, 'weights not finite, ') for b in self.update_batches])
 
-    def describe(self, batch: NotedBatch, accelerator: Accelerator, what: str) -> str:
+    def describe(self, batch: NotedBatch, accelerator: Accelerator, fault: str = '') -> str:
         """Write a batch as lines for nonfinite.txt: where it was, then its images."""
         place = f'epoch {batch.epoch}, update {batch.update}, process {accelerator.process_index}'
         names = (self.source.name(index) for index in batch.indices.tolist())
-        return f'{place}: {what}, loss {batch.loss.item()}\n' + ''.join(f'  train/{name}\n' for name in names)
+        return f'{place}: {fault}loss {batch.loss.item()}\n' + ''.join(f'  train/{name}\n' for name in names)

@@ -146,11 +146,13 @@ class RunFolder:
         known = path.read_text() if path.exists() else ''
         replace_text(path, known + ''.join(batch for batch in batches if batch not in known))
 
-    def advise_after_nonfinite(self, batch: str) -> str:
-        """Say what stopped the run, where the images are, and what to do."""
+    def describe_nonfinite(self, batch: str, is_skipping: bool) -> str:
+        """Say what stopped the run, where its images are listed, and what to do."""
+        if is_skipping:
+            batch += ', and too many updates were skipped in a row'
         advice = 'start again with a lower --lr'
-        if checkpoints(self.state):
-            advice += f', or go on before it with --nonfinite skip --resume {self.path}'
+        if checkpoints(self.state) and not is_skipping:
+            advice += f', or go on from before it with --nonfinite skip --resume {self.path}'
         return f'{batch}; its images are in {self.path / NONFINITE}: {advice}'
 
     def write_weights(
