@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ from training.schedule import create_optimizer, create_schedule
 from training.sources import Source, load_sources
 
 EXIT_USER_ERROR = 2
+EXIT_AT_ONCE = 128 + signal.SIGINT  # as shells have it
 # Updates between two looks at the device: for the live line, and for several processes to agree on stopping.
 LOOK_EVERY = 10
 
@@ -311,7 +313,7 @@ def cli(argv: list[str] | None = None) -> int:
     """Run from the command line.
 
     Returns:
-        Exit code: 0, `EXIT_USER_ERROR` or `EXIT_INTERRUPTED`.
+        Exit code: 0, `EXIT_USER_ERROR`, `EXIT_AT_ONCE` or `EXIT_INTERRUPTED`.
     """
     config = tyro.cli(Config, prog='train.py', description=__doc__, args=argv)
     try:
@@ -323,6 +325,9 @@ def cli(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f'train.py: error: {" ".join(str(error).split())}', file=sys.stderr)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print('train.py: stopped at once, without saving', file=sys.stderr)
+        return EXIT_AT_ONCE
     except InterruptedRun as interrupted:
         PartialState().print(interrupted)
         return EXIT_INTERRUPTED

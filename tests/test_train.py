@@ -161,6 +161,18 @@ def test_sigterm_ends_the_script_with_its_own_exit_code(config: Config) -> None:
         assert process.wait(timeout=60) == EXIT_INTERRUPTED == 75
 
 
+def test_ctrl_c_twice_ends_the_run_at_once(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press_twice(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train, 'objective', press_twice)
+    assert train.cli(flags(config)) == 130
+    assert capsys.readouterr().err == 'train.py: stopped at once, without saving\n'
+
+
 def test_a_finished_run_is_not_trained_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = train.main(config)
     monkeypatch.setattr(train, 'train_epoch', None)
