@@ -3,98 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import shutil
+import signal
 import sys
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import tyro
-from accelerate import Accelerator, PartialState
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import broadcast_object_list, set_seed
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
 from training import devices, evaluation, networks, trackers
-from training.augmentation import BatchAugmentation, greatest_part
+from training.augmentation import greatest_part
 from training.blocks import BlockNorms, block_scales
-from training.checkpoints import load_checkpoint, save_checkpoint
 from training.config import Config
-from training.data import InputFormat, Normalize, create_images, create_loaders
-from training.features import Features
-from training.image_cache import open_cache
+from training.faults import Fault, shared_writing
 from training.interruption import EXIT_INTERRUPTED, InterruptedRun, Interruption
-from training.metrics import BadImages, Tally, evaluate, objective, split_output
-from training.order import EpochOrder, create_order
-from training.progress import LiveLine, Progress, describe_epoch
+from training.metrics import Tally, evaluate, objective, split_output
+from training.progress import LiveLine, describe_epoch
 from training.report import write_report
 from training.run_folder import RunFolder, describe_run, find_folder, make_folder
-from training.schedule import create_groups, create_optimizer, create_schedule
-from training.sources import Source, load_sources
-from training.thaw import Thawing, check_thaws
-from training.tuning import LAYOUTS, choose_memory_format
+from training.session import Session, follow_thaw, prepare, refuse_faults, resume, save
 
 EXIT_USER_ERROR = 2
+EXIT_AT_ONCE = 128 + signal.SIGINT  # as shells have it
 # Updates between two looks at the device: for the live line, and for several processes to agree on stopping.
 LOOK_EVERY = 10
-
-
-@dataclass
-class Session:
-    """What one process holds while it trains."""
-
-    config: Config
-    accelerator: Accelerator
-    sources: dict[str, Source]
-    input_format: InputFormat
-    network: nn.Module
-    """As timm made it."""
-    model: nn.Module
-    """The same as prepared: perhaps wrapped by `BlockAnswers` and DDP."""
-    optimizer: AcceleratedOptimizer
-    schedule: Scheduler
-    loaders: dict[str, DataLoader]
-    order: EpochOrder
-    epochs: int
-    bad_images: dict[str, BadImages]
-    tally: Tally
-    progress: Progress
-    normalize: Normalize
-    features: Features | None
-    """What the frozen part gives, if it is computed once only."""
-    augment: BatchAugmentation
-    thawing: Thawing
-    ema: ModelEmaV3 | None
-    """Moving average of the network's weights."""
-    curves: trackers.Curves
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """What is measured and kept: the network as timm made it, or its moving average."""
-        return self.network if self.ema is None else self.ema.module
-
-    @property
-    def further(self) -> dict[str, Any]:
-        """What else has a state that a checkpoint keeps."""
-        return {} if self.ema is None else {'ema': self.ema}
-
-    def inputs(self, batch: Any) -> tuple[Tensor, ...]:
-        """Make what `model` reads of what a loader gives: pixels (N, H, W, 3), or a list of features."""
-        if self.features is None:
-            return (self.normalize(batch),)
-        return self.features.arrange(batch)
-
-    @property
-    def step(self) -> int:
-        """Updates made since the run began."""
-        return self.progress.epoch * self.order.updates + self.progress.update
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -125,9 +63,10 @@ def main(config: Config) -> dict[str, Any]:
             accelerator.print('--resume auto: no checkpoint of this name yet, so this run is its start')
         folder = folder or make_folder(config, accelerator)
         with folder.kept_if_useful():
-            if accelerator.is_main_process:
-                facts = describe_run(config, session.sources, len(session.order.indices))
-                folder.write_run({**facts, 'machine': devices.describe(accelerator)})
+            with shared_writing(accelerator, 'the run has not begun'):
+                if accelerator.is_main_process:
+                    facts = describe_run(config, session.sources, len(session.order.indices))
+                    folder.write_run({**facts, 'machine': devices.describe(accelerator)})
             accelerator.print(f'run folder {folder.path}')
             with trackers.tracked(accelerator, config, folder, session.step):
                 if session.features and session.progress.epoch < session.epochs:
@@ -140,76 +79,6 @@ def main(config: Config) -> dict[str, Any]:
     assert best is not None, 'the last epoch is always evaluated'
     results = {'top1': best['val_top1'], 'top5': best['val_top5'], 'loss': best['val_loss'], 'epoch': best['epoch']}
     return {**results, 'seconds': session.progress.elapsed_s, 'run': str(folder.path)}
-
-
-def prepare(config: Config, accelerator: Accelerator) -> Session:
-    """Make data, network, optimizer and schedule, and hand them to accelerate."""
-    sources = load_sources(config, open_cache(config, accelerator.print))
-    set_seed(config.seed)
-    num_classes = networks.count_classes(config, sources['train'].classes)
-    network, origin = networks.build_network(config, num_classes)
-    input_format = networks.input_format(network, config.img_size)
-    networks.check_img_size(network, input_format.img_size)
-    check_thaws(config, network, accelerator)
-    groups = create_groups(config, network, config.regime)
-    learner = networks.BlockAnswers(network) if config.block_loss else network
-    config = dataclasses.replace(
-        config, memory_format=choose_memory_format(config, learner, input_format.img_size, accelerator)
-    )
-    assert config.memory_format is not None
-    memory_format = LAYOUTS[config.memory_format]
-    network = network.to(accelerator.device).to(memory_format=memory_format)
-    normalize = Normalize(input_format.mean, input_format.std, memory_format).to(accelerator.device)
-    images = create_images(config, sources, input_format)
-    order = create_order(config, sources, accelerator.num_processes)
-    optimizer = create_optimizer(config, groups)
-    schedule = create_schedule(config, optimizer, order.updates)
-    accelerator.print(f'{networks.describe(config, network, config.regime)}, weights from {origin}')
-    accelerator.print(order.describe(sources, input_format))
-    features = None
-    if config.cache_features:
-        features, learner = Features.create(config, learner, images, order.indices, normalize, accelerator)
-    loaders = create_loaders(config, features.views if features else images, order)
-    ema = ModelEmaV3(network, config.model_ema_decay, use_warmup=config.model_ema_warmup) if config.model_ema else None
-    set_seed(config.seed, device_specific=True)  # from here on each process has its own dropout
-    model, prepared_optimizer, loaders['train'], loaders['val'] = accelerator.prepare(
-        learner, optimizer, loaders['train'], loaders['val']
-    )
-    assert config.epochs is not None, 'the configuration is resolved'
-    return Session(
-        config=config,
-        accelerator=accelerator,
-        sources=sources,
-        input_format=input_format,
-        network=network,
-        model=model,
-        optimizer=prepared_optimizer,
-        schedule=schedule,
-        loaders=loaders,
-        order=order,
-        epochs=config.epochs,
-        bad_images={split: BadImages(split, source, accelerator.device) for split, source in sources.items()},
-        tally=Tally(accelerator.device),
-        progress=Progress(),
-        normalize=normalize,
-        features=features,
-        augment=BatchAugmentation(config, num_classes, accelerator.process_index),
-        thawing=Thawing(config, network, prepared_optimizer),
-        ema=ema,
-        curves=trackers.Curves(accelerator, order.update_size),
-    )
-
-
-def resume(session: Session, folder: RunFolder) -> None:
-    """Go on with a run, under the same options and on the same data, from its newest checkpoint."""
-    folder.refuse_changes(describe_run(session.config, session.sources, len(session.order.indices)))
-    session.progress = load_checkpoint(
-        folder.state, session.accelerator, session.network, session.thawing, session.tally, session.further
-    )
-    place = session.progress
-    if session.thawing.passed:
-        follow_thaw(session)
-    session.accelerator.print(f'going on after epoch {place.epoch} and {place.update} updates of the next')
 
 
 def fill_features(session: Session, folder: RunFolder, interruption: Interruption) -> None:
@@ -225,62 +94,41 @@ def fill_features(session: Session, folder: RunFolder, interruption: Interruptio
 
 def train(session: Session, folder: RunFolder, interruption: Interruption) -> None:
     """Train the epochs that are left; save after each, and wherever a signal stops it."""
-    progress, updates = session.progress, session.order.updates
+    progress, accelerator = session.progress, session.accelerator
     session.schedule.step_update(session.step)
-    is_shown = session.accelerator.is_main_process
-    live_line = LiveLine(is_shown, session.epochs, updates, session.order.update_size, progress)
+    is_shown = accelerator.is_main_process
+    live_line = LiveLine(is_shown, session.epochs, session.order.updates, session.order.update_size, progress)
+    session.pace.restart()
     try:
         while progress.epoch < session.epochs:
-            is_finished = train_epoch(session, live_line, interruption)
-            if is_finished:
-                finish_epoch(session, folder, live_line)
-            save_bad_images(session, folder)
+            stops = train_epoch(session, folder, live_line, interruption)
+            if not stops:
+                try:
+                    finish_epoch(session, folder, live_line, interruption)
+                except InterruptedRun:
+                    stops = True
             save(session, folder)
-            asked_to_stop = interruption.is_agreed(session.accelerator, may_wait=True)
-            if (asked_to_stop or not is_finished) and progress.epoch < session.epochs:
+            stops = stops or interruption.is_agreed(accelerator, may_wait=True)
+            if stops and progress.epoch < session.epochs:
                 raise InterruptedRun(f'stopped and saved; go on with: --resume {folder.path}')
     finally:
         live_line.close()
 
 
-def save(session: Session, folder: RunFolder) -> None:
-    """Save a checkpoint."""
-    save_checkpoint(
-        folder.state,
-        session.accelerator,
-        session.network,
-        session.thawing,
-        session.progress,
-        session.tally,
-        session.further,
-    )
-
-
-def train_epoch(session: Session, live_line: LiveLine, interruption: Interruption) -> bool:
+def train_epoch(session: Session, folder: RunFolder, live_line: LiveLine, interruption: Interruption) -> bool:
     """Train what is left of the epoch.
 
     Returns:
-        Whether the epoch is finished; not if a signal stopped it.
+        Whether a signal asks to stop.
     """
-    config, accelerator, progress = session.config, session.accelerator, session.progress
-    model, optimizer = session.model, session.optimizer
-    model.train()
+    accelerator, progress = session.accelerator, session.progress
+    session.model.train()
     session.order.seek(progress.epoch, progress.update)
     session.curves.begin_epoch(session.step, session.tally)
-    start = time.monotonic()
-    done = progress.update * config.grad_accum_steps
+    stops, done = False, progress.update * session.config.grad_accum_steps
+    progress.start_clock()
     for number, (batch, targets, indices) in enumerate(session.loaders['train'], done):
-        session.bad_images['train'].add(targets, indices)
-        inputs, targets = session.augment(session.inputs(batch), targets, progress.epoch, number)
-        with accelerator.accumulate(model):
-            output = model(*inputs)
-            loss = objective(output, targets, config.smoothing, config.block_loss)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and config.clip_grad is not None:
-                accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
-            optimizer.step()
-            optimizer.zero_grad()
-        session.tally.add(loss, split_output(output)[0], greatest_part(targets))
+        train_batch(session, number, batch, targets, indices)
         if not accelerator.sync_gradients:
             continue
         progress.update += 1
@@ -289,32 +137,72 @@ def train_epoch(session: Session, live_line: LiveLine, interruption: Interruptio
             session.ema.update(session.network, step=session.step)
         live_line.advance()
         is_look = progress.update % LOOK_EVERY == 0 or progress.update == session.order.updates
-        stops = interruption.is_agreed(accelerator, may_wait=is_look)
+        # Processes on CPUs do not run ahead of a device, so they lose nothing by waiting for each other.
+        may_wait = is_look or accelerator.device.type == 'cpu'
+        stops = interruption.is_agreed(accelerator, may_wait)
+        is_due = session.pace.is_due(accelerator, session.step, may_wait)
         if is_look:
             live_line.show(progress.epoch, progress.update, session.tally)
             rates = trackers.group_rates(session.schedule, session.step)
             session.curves.add_step(session.step, session.tally, rates)
-        if (is_look or stops) and config.bad_images == 'stop':
-            session.bad_images['train'].refuse(accelerator)
+        if is_look or stops or is_due:
+            refuse_faults(session, folder)
         if stops:
             break
-    progress.train_s += time.monotonic() - start
-    progress.epoch_s += time.monotonic() - start
-    return progress.update == session.order.updates
+        if is_due:
+            progress.stop_clock()
+            save(session, folder)
+            progress.start_clock()
+    progress.stop_clock()
+    return stops
 
 
-def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> None:
-    """Evaluate, then write the epoch's metrics and weights."""
+def train_batch(session: Session, number: int, batch: Any, targets: Tensor, indices: Tensor) -> None:
+    """Compute the gradients of one batch, and after the last one of an update change the weights by them.
+
+    Args:
+        session: Of this process.
+        number: Batches before it in the epoch.
+        batch: Pixels or features.
+        targets: Class indices, shape (N,).
+        indices: Of the images, shape (N,).
+    """
+    config, accelerator, progress = session.config, session.accelerator, session.progress
+    model, optimizer, watch = session.model, session.optimizer, session.watch
+    session.bad_images['train'].add(targets, indices)
+    inputs, targets = session.augment(session.inputs(batch), targets, progress.epoch, number)
+    watch.begin_batch()
+    with accelerator.accumulate(model):
+        output = model(*inputs)
+        loss = objective(output, targets, config.smoothing, config.block_loss)
+        accelerator.backward(loss)
+        watch.note(progress.epoch + 1, progress.update + 1, loss, indices)
+        if accelerator.sync_gradients and watch.leaves_out(accelerator):
+            progress.skipped += 1
+        else:
+            if accelerator.sync_gradients and config.clip_grad is not None:
+                accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
+            optimizer.step()
+        optimizer.zero_grad()
+    loss, targets = watch.counted(loss, greatest_part(targets))
+    session.tally.add(loss, split_output(output)[0], targets)
+
+
+def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine, interruption: Interruption) -> None:
+    """Evaluate, then write the epoch's metrics and weights.
+
+    Raises:
+        InterruptedRun: A signal asked to stop before the end of the evaluation; the epoch is not finished then.
+    """
     config, progress, accelerator = session.config, session.progress, session.accelerator
     start = time.monotonic()
     train_metrics = session.tally.read(accelerator)
     val_metrics: dict[str, float] = {}
     if (progress.epoch + 1) % config.eval_every == 0 or progress.epoch + 1 == session.epochs:
+        batches = interruption.stoppable(session.loaders['val'], accelerator)
+        model = session.model if session.ema is None else session.ema.module
         with BlockNorms(session.evaluated) as norms:
-            model = session.model if session.ema is None else session.ema.module
-            val_metrics = evaluate(
-                accelerator, model, session.loaders['val'], session.bad_images['val'], session.inputs, norms
-            )
+            val_metrics = evaluate(accelerator, model, batches, session.bad_images['val'], session.inputs, norms)
         if config.bad_images == 'stop':
             session.bad_images['val'].refuse(accelerator)
     classes = session.sources['train'].classes
@@ -328,27 +216,16 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> No
     row = progress.finish_epoch(train_metrics, val_metrics, images, {**rates, **norms_of_blocks, **scales})
     session.curves.add_epoch(session.step, row)
     session.tally = Tally(accelerator.device)
-    if accelerator.is_main_process:
-        live_line.write(describe_epoch(row, session.epochs))
-        for name in ('best', 'last') if progress.best() is row else ('last',):
-            folder.write_weights(name, session.evaluated, classes, session.input_format, config)
-        folder.write_metrics(progress.history)
+    with shared_writing(accelerator, f'the checkpoints in {folder.state} are as before'):
+        if accelerator.is_main_process:
+            live_line.write(describe_epoch(row, session.epochs))
+            for name in ('best', 'last') if progress.best() is row else ('last',):
+                folder.write_weights(name, session.evaluated, classes, session.input_format, config)
+            folder.write_metrics(progress.history)
     if session.thawing.thaw(progress.epoch):
         follow_thaw(session)
         if accelerator.is_main_process:
             live_line.write(networks.describe(config, session.network, session.thawing.regime))
-
-
-def follow_thaw(session: Session) -> None:
-    """Let the schedule, and DDP, know of what has thawed."""
-    accelerator = session.accelerator
-    if accelerator.num_processes > 1:  # DDP has noted what it averages
-        inner = accelerator.unwrap_model(session.model, keep_fp32_wrapper=False, keep_torch_compile=False)
-        session.model = inner
-        accelerator.free_memory()  # else the earlier DDP would average too
-        session.model, *_ = accelerator.prepare(inner, session.optimizer, *session.loaders.values())
-    session.schedule = create_schedule(session.config, session.optimizer.optimizer, session.order.updates)
-    session.schedule.step_update(session.step)
 
 
 def report(session: Session, folder: RunFolder) -> None:
@@ -367,26 +244,26 @@ def report(session: Session, folder: RunFolder) -> None:
     accelerator.wait_for_everyone()
 
 
-def save_bad_images(session: Session, folder: RunFolder) -> None:
-    """List the images that could not be read, if there were any."""
-    found = [name for bad in session.bad_images.values() for name in bad.names(session.accelerator)]
-    if found and session.accelerator.is_main_process:
-        folder.add_bad_images(found)
-
-
 def cli(argv: list[str] | None = None) -> int:
     """Run from the command line.
 
     Returns:
-        Exit code: 0, `EXIT_USER_ERROR` or `EXIT_INTERRUPTED`.
+        Exit code: 0, `EXIT_USER_ERROR`, `EXIT_AT_ONCE` or `EXIT_INTERRUPTED`.
     """
     config = tyro.cli(Config, prog='train.py', description=__doc__, args=argv)
     try:
         with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
             summary = main(config)
+    except Fault as error:
+        if PartialState().is_main_process:
+            print(f'train.py: error: {error}', file=sys.stderr)
+        return EXIT_USER_ERROR
     except (ValueError, OSError) as error:
         print(f'train.py: error: {" ".join(str(error).split())}', file=sys.stderr)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print('train.py: stopped at once, without saving', file=sys.stderr)
+        return EXIT_AT_ONCE
     except InterruptedRun as interrupted:
         PartialState().print(interrupted, file=sys.stderr if config.json else sys.stdout)
         return EXIT_INTERRUPTED

@@ -18,6 +18,7 @@ from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
 import timm_devnet
+from training.config import Config
 
 MODULES = ('alexnet', 'vgg_grown', 'efficientnet_grown')
 NAMES = [name for module in MODULES for name in timm.list_models(module=module)]
@@ -169,3 +170,23 @@ def image_folder(tmp_path: Path) -> Path:
                 pixels[..., 2 - channel] += 130
                 Image.fromarray(pixels).save(folder / f'{index}.png')
     return root
+
+
+@pytest.fixture
+def config(image_folder: Path, tmp_path: Path) -> Config:
+    """Configure a run of two epochs of six updates, with dropout, so that exactness needs every generator's state."""
+    return Config(
+        data_dir=str(image_folder),
+        model='test_efficientnet',
+        pretrained=False,
+        drop=0.5,
+        img_size=32,
+        batch_size=4,
+        epochs=2,
+        workers=0,
+        threads=1,
+        memory_format='channels_last',
+        output=str(tmp_path / 'runs'),
+        experiment='run',
+        tracker='none',
+    )

@@ -19,7 +19,8 @@ from training.config import Config
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
 PAGES = {
-    name: (ROOT / name).read_text() for name in ('README.md', 'CONTRIBUTING.md', 'docs/data.md', 'docs/recipes.md')
+    name: (ROOT / name).read_text()
+    for name in ('README.md', 'CONTRIBUTING.md', 'docs/data.md', 'docs/recipes.md', 'docs/resuming.md')
 }
 
 

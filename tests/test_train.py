@@ -20,29 +20,10 @@ from safetensors.torch import load_file
 
 import train
 from training.config import Config
+from training.features import Features
 from training.interruption import EXIT_INTERRUPTED, InterruptedRun
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def config(image_folder: Path, tmp_path: Path) -> Config:
-    """Configure a run of two epochs of six updates, with dropout, so that exactness needs every generator's state."""
-    return Config(
-        data_dir=str(image_folder),
-        model='test_efficientnet',
-        pretrained=False,
-        drop=0.5,
-        img_size=32,
-        batch_size=4,
-        epochs=2,
-        workers=0,
-        threads=1,
-        memory_format='channels_last',
-        output=str(tmp_path / 'runs'),
-        experiment='run',
-        tracker='none',
-    )
 
 
 def flags(config: Config) -> list[str]:
@@ -75,6 +56,11 @@ def assert_same_weights(run: str | Path, other: str | Path) -> None:
     for name in ('last', 'best'):
         ours, theirs = (load_file(Path(folder) / name / 'model.safetensors') for folder in (run, other))
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def places(run: str | Path) -> list[str]:
+    """List what is in the folder of checkpoints, whole or not."""
+    return sorted(path.name for path in Path(run, 'state').iterdir())
 
 
 def stop_after(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +98,7 @@ def test_run_folder_explains_itself(config: Config) -> None:
     assert written['label_names'] == ['blue', 'green', 'red']
     assert 'num_classes' not in written['model_args']
     assert [row['epoch'] for row in metrics(run)] == ['1', '2']
-    assert [path.name for path in (run / 'state').iterdir()] == ['epoch-00002-step-0000000']
+    assert places(run) == ['epoch-00001-step-0000000', 'epoch-00002-step-0000000']
 
 
 def test_it_learns_and_the_result_says_how_well(config: Config) -> None:
@@ -150,8 +136,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         stop_after(updates, patch)
         with pytest.raises(InterruptedRun, match='stopped and saved; go on with: --resume '):
             train.main(dataclasses.replace(config, workers=workers))
-    place = {2: 'epoch-00000-step-0000002', 6: 'epoch-00001-step-0000000', 9: 'epoch-00001-step-0000003'}[updates]
-    assert [path.name for path in Path(config.output, 'run', 'state').iterdir()] == [place]
+    place = {2: 'epoch-00000-step-0000002', 6: 'epoch-00000-step-0000006', 9: 'epoch-00001-step-0000003'}[updates]
+    assert places(Path(config.output, 'run'))[-1] == place
     resumed = train.main(dataclasses.replace(config, resume='auto', workers=workers))
     assert resumed['run'] == str(Path(config.output, 'run'))
     assert_same_weights(resumed['run'], unbroken['run'])
@@ -185,8 +171,8 @@ def test_a_signal_while_features_are_computed(config: Config, monkeypatch: pytes
     config = dataclasses.replace(config, regime='new', cache_features=1)
     unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
     with monkeypatch.context() as patch:
-        fill = train.Features.fill
-        patch.setattr(train.Features, 'fill', lambda self, root, stop: fill(self, root, lambda: True))
+        fill = Features.fill
+        patch.setattr(Features, 'fill', lambda self, root, stop: fill(self, root, lambda: True))
         with pytest.raises(InterruptedRun, match='stopped; go on with: --resume '):
             train.main(config)
     assert_same_weights(train.main(dataclasses.replace(config, resume='auto'))['run'], unbroken['run'])
@@ -211,6 +197,18 @@ def test_sigterm_ends_the_script_with_its_own_exit_code(config: Config) -> None:
         process.send_signal(signal.SIGTERM)
         assert '--resume' in process.stdout.read()
         assert process.wait(timeout=60) == EXIT_INTERRUPTED == 75
+
+
+def test_ctrl_c_twice_ends_the_run_at_once(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press_twice(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train, 'objective', press_twice)
+    assert train.cli(flags(config)) == 130
+    assert capsys.readouterr().err == 'train.py: stopped at once, without saving\n'
 
 
 def test_a_finished_run_is_not_trained_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +238,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(config: Config) -> Non
     unfinished.mkdir()
     (unfinished / 'model.safetensors').write_bytes(b'half')
     train.main(dataclasses.replace(config, sched='none', resume=str(run)))
-    assert [path.name for path in (run / 'state').iterdir()] == ['epoch-00002-step-0000000']
+    assert places(run) == ['epoch-00001-step-0000000', 'epoch-00002-step-0000000']
     assert len(metrics(run)) == len(metrics(unbroken['run'])) == 2
 
 
@@ -355,7 +353,7 @@ def test_the_measured_layout_is_kept_with_the_run(config: Config, monkeypatch: p
     run = Path(train.main(config)['run'])
     chosen = json.loads((run / 'run.json').read_text())['config']['memory_format']
     assert chosen in ('channels_last', 'contiguous_format')
-    monkeypatch.setattr(train, 'choose_memory_format', lambda config, *_: config.memory_format)
+    monkeypatch.setattr('training.session.choose_memory_format', lambda config, *_: config.memory_format)
     train.main(dataclasses.replace(config, resume='auto', sched='step'))  # goes on with what the folder says
     assert json.loads((run / 'run.json').read_text())['config']['memory_format'] == chosen
 

@@ -18,15 +18,20 @@ MemoryFormat = Literal['channels_last', 'contiguous_format']
 DIGITS = 'digits'
 ELPV = 'elpv'
 
+# Of --checkpoint-every: a number, s if it counts seconds; or epoch.
+CHECKPOINT_EVERY = re.compile(r'0*([1-9]\d*)(s?)|epoch')
+
 # What may differ between a run and its continuation: where things lie, how long it lasts, how many hands do the work.
 # The data may have moved: the fingerprint in run.json tells whether it is still the same data.
 # The image cache does not change what is computed.
+# How an update is split into batches is free as well; its checkpoint tells how many images it has in all.
 FREE_ON_RESUME = frozenset(
     {
         *('data_dir', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads', 'tune'),
-        *('tracker', 'tracker_project', 'report', 'eval_only', 'json'),
-        *('cache_images', 'cache_dir'),
-    },
+        *('tracker', 'tracker_project', 'report', 'eval_only', 'json', 'cache_images', 'cache_dir'),
+        *('batch_size', 'grad_accum_steps', 'bad_images', 'nonfinite', 'checkpoint_every', 'keep_checkpoints'),
+        *('allow_changed_data', 'allow_changed_batch'),
+    }
 )
 
 
@@ -162,6 +167,10 @@ class Config:
     """Largest L2 norm of the gradient (None: not clipped)."""
     smoothing: float = 0.0
     """Label smoothing."""
+    nonfinite: Literal['stop', 'skip'] = 'stop'
+    """At a loss that is not finite: stop before anything is saved, or skip the update; its images are listed in the
+    run folder's nonfinite.txt. skip also skips gradients that are not finite; it makes the host wait for the device
+    at every update."""
     block_loss: float = 0.0
     """Weight of the mean loss of each block of a grown network answering alone."""
     model_ema: bool = False
@@ -203,6 +212,15 @@ class Config:
     """Name of the run folder (None: MODEL-DATASET)."""
     resume: str | None = None
     """auto: go on with the newest run of this name, if there is one. Or the run folder to go on with."""
+    allow_changed_data: bool = False
+    """Let a resumed run go on with other images of the same classes than it began with."""
+    allow_changed_batch: bool = False
+    """Let a resumed run go on with more or fewer images in an update than it began with."""
+    checkpoint_every: str = '600s'
+    """Save inside epochs, after so many updates (500) or seconds (600s); epoch: only at the end of each, where it is
+    saved in any case."""
+    keep_checkpoints: int = 2
+    """The newest so many checkpoints remain; an older one is used when a newer one is broken."""
     eval_every: int = 1
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
     tracker: str | None = None
@@ -244,7 +262,7 @@ class Config:
         at_least_one = (
             'cache_features batch_size grad_accum_steps eval_every epochs img_size labels_per_class threads num_classes'
         )
-        for name in (*at_least_one.split(), 'recount'):
+        for name in (*at_least_one.split(), 'recount', 'keep_checkpoints'):
             self._require(name, lambda value: value >= 1, 'at least 1')
         for name in ('lr', 'new_lr_mult', 'decay_rate', 'decay_epochs', 'clip_grad'):
             self._require(name, lambda value: value > 0, 'above 0')
@@ -258,6 +276,7 @@ class Config:
         for name in ('scale', 'ratio'):
             self._require(name, lambda value: 0 < value[0] <= value[1], 'two numbers above 0, the lesser first')
         self._require('layer_decay', lambda value: 0 < value <= 1, 'above 0 and at most 1')
+        self._require('checkpoint_every', CHECKPOINT_EVERY.fullmatch, 'updates (500), seconds (600s), or epoch')
         self._require('scale_init', lambda value: value == 'off' or value > 0, 'above 0, or off')
         if self.val_share is not None and not 0 < self.val_share < 1:
             raise ValueError(f'--val-split {self.val_split} is out of range: a number must be above 0 and below 1')

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
+from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
+from typing import TypeVar
 
 from accelerate import Accelerator
 
+T = TypeVar('T')
+
 # EX_TEMPFAIL of sysexits.h: nothing went wrong, start again to go on.
 EXIT_INTERRUPTED = 75
+
+
+# Launchers of several processes pass a signal on that reaches their processes anyway, when it is sent to every process
+# of a job; what arrives within this time of the first one is taken for the same request.
+SAME_REQUEST_S = 2.0
 
 
 class InterruptedRun(Exception):
@@ -23,6 +34,8 @@ class Interruption:
 
     def __init__(self) -> None:
         self.is_requested = False
+        self.noted_at_s = 0.0
+        self.is_passed_on = 'TORCHELASTIC_RUN_ID' in os.environ
         self._handlers: dict[int, object] = {}
 
     def __enter__(self) -> Interruption:
@@ -37,13 +50,30 @@ class Interruption:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.is_requested = True
-        self._restore()
+        now_s = time.monotonic()
+        if not self.is_requested:
+            self.is_requested, self.noted_at_s = True, now_s
+            if not self.is_passed_on:
+                self._restore()
+        elif now_s - self.noted_at_s > SAME_REQUEST_S:
+            self._restore()
+            os.kill(os.getpid(), number)
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
         self._handlers = {}
+
+    def stoppable(self, batches: Iterable[T], accelerator: Accelerator) -> Iterator[T]:
+        """Go through the batches of an evaluation, which nothing is lost by breaking off.
+
+        Raises:
+            InterruptedRun: It was asked to stop.
+        """
+        for batch in batches:
+            if self.is_agreed(accelerator, may_wait=True):
+                raise InterruptedRun('stopped in an evaluation')
+            yield batch
 
     def is_agreed(self, accelerator: Accelerator, may_wait: bool) -> bool:
         """Tell whether to stop now; several processes must do so after the same step.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from .blocks import BlockNorms
 from .data import UNREADABLE
@@ -108,7 +107,7 @@ class BadImages:
 def evaluate(
     accelerator: Accelerator,
     model: nn.Module,
-    loader: DataLoader,
+    batches: Iterable[tuple[Any, Tensor, Tensor]],
     bad_images: BadImages,
     inputs_of: Callable[[Any], tuple[Tensor, ...]],
     block_norms: BlockNorms,
@@ -118,7 +117,7 @@ def evaluate(
     Args:
         accelerator: Joins the processes.
         model: The network, as prepared.
-        loader: Gives batches with their class indices and image indices.
+        batches: Of images, with their class indices and image indices.
         bad_images: Takes note of unreadable ones.
         inputs_of: Makes what the network reads of a batch.
         block_norms: Sees the blocks' activations.
@@ -129,7 +128,7 @@ def evaluate(
     model.eval()
     tally = Tally(accelerator.device)
     norm_sums = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    for batch, targets, indices in loader:
+    for batch, targets, indices in batches:
         with accelerator.autocast():  # a moving average of the weights is no prepared network
             logits, _ = split_output(model(*inputs_of(batch)))
         norms = block_norms.take()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,18 @@ class Progress:
     train_s: float = 0.0
     """Those of them that were spent on training: reading the images included, evaluating and saving not."""
     elapsed_s: float = 0.0
-    """Seconds spent on the finished epochs."""
+    """Seconds spent on the finished epochs, and on computing features before them."""
+    skipped: int = 0
+    """Updates of the epoch under way that were left out because a loss or gradient was not finite."""
+
+    def start_clock(self) -> None:
+        """Count the seconds from now as training."""
+        self.started_s = time.monotonic()
+
+    def stop_clock(self) -> None:
+        """Count the seconds since `start_clock`."""
+        passed_s = time.monotonic() - self.started_s
+        self.train_s, self.epoch_s = self.train_s + passed_s, self.epoch_s + passed_s
 
     def finish_epoch(
         self, train: dict[str, float], val: dict[str, float], images: int, further: dict[str, float] | None = None
@@ -54,9 +66,11 @@ class Progress:
             'val_top5': val.get('top5'),
             'images_per_s': round(images / self.train_s, 1),
             'elapsed_s': round(self.elapsed_s, 1),
+            'skipped_updates': self.skipped,
             **(further or {}),
         }
         self.epoch_s = self.train_s = 0.0
+        self.skipped = 0
         self.history.append(row)
         return row
 
@@ -118,4 +132,6 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
     if row['val_top1'] is not None:
         line += f'; validation loss {row["val_loss"]:.4f}, top-1 {row["val_top1"]:.2f} %'
         line += f', top-5 {row["val_top5"]:.2f} %' if row['val_top5'] is not None else ''
+    if row['skipped_updates']:
+        line += f'; {row["skipped_updates"]} updates skipped, their loss or gradient was not finite'
     return line

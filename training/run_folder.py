@@ -31,6 +31,9 @@ from .config import Config
 from .data import InputFormat
 from .sources import Source, fingerprint
 
+# Where the images are listed whose loss was not finite.
+NONFINITE = 'nonfinite.txt'
+
 
 def sync(path: Path) -> None:
     """Make the system put a file or folder on the disk itself."""
@@ -69,6 +72,11 @@ def replace_text(path: Path, text: str) -> None:
     replace_file(path, write)
 
 
+def checkpoints(state: Path) -> list[Path]:
+    """List the checkpoints in a folder, oldest first."""
+    return sorted(state.glob('epoch-*-step-*'))
+
+
 class RunFolder:
     """One run's folder: run.json, metrics.csv, curves.png, best/, last/, state/, predictions.csv, report.html."""
 
@@ -87,11 +95,12 @@ class RunFolder:
 
     @contextlib.contextmanager
     def kept_if_useful(self) -> Iterator[None]:
-        """Remove the folder if an error ends the run before there is a result in it."""
+        """Remove the folder if an error ends the run before there is a result or a finding in it."""
         try:
             yield
         except BaseException:
-            if not self.state.exists():
+            results = (*checkpoints(self.state), self.path / 'last' / 'model.safetensors', self.path / NONFINITE)
+            if not any(path.exists() for path in results):
                 shutil.rmtree(self.path, ignore_errors=True)  # each process tries
             raise
 
@@ -117,9 +126,17 @@ class RunFolder:
             saved = json.loads((self.path / 'run.json').read_text())
         except FileNotFoundError as error:
             raise ValueError(f'{self.path} is not a run folder: it has no run.json') from error
-        Config(**facts['config']).refuse_changes(Config(**saved['config']))
-        if saved['data'] != facts['data']:
-            raise ValueError(f'the images are not those that {self.path} began with: restore them, or start a new run')
+        config = Config(**facts['config'])
+        config.refuse_changes(Config(**saved['config']))
+        before, now = saved['data'], facts['data']
+        if before['classes'] != now['classes']:
+            raise ValueError(f'{self.path} began with other classes than the data has now: restore them, or start anew')
+        if before != now and not config.allow_changed_data:
+            raise ValueError(
+                f'the images are not those that {self.path} began with ({before["train_images"]} and '
+                f'{before["val_images"]} of them then, now {now["train_images"]} and {now["val_images"]}): restore '
+                'them, start a new run, or give --allow-changed-data'
+            )
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write metrics.csv and curves.png."""
@@ -158,6 +175,21 @@ class RunFolder:
         path = self.path / 'bad_images.txt'
         known = path.read_text().splitlines() if path.exists() else []
         replace_text(path, ''.join(f'{name}\n' for name in sorted({*known, *names})))
+
+    def add_nonfinite(self, batches: list[str]) -> None:
+        """Add batches whose loss was not finite to nonfinite.txt, each once."""
+        path = self.path / NONFINITE
+        known = path.read_text() if path.exists() else ''
+        replace_text(path, known + ''.join(batch for batch in batches if batch not in known))
+
+    def describe_nonfinite(self, batch: str, is_skipping: bool) -> str:
+        """Say what stopped the run, where its images are listed, and what to do."""
+        if is_skipping:
+            batch += ', and too many updates were skipped in a row'
+        advice = 'start again with a lower --lr'
+        if checkpoints(self.state) and not is_skipping:
+            advice += f', or go on from before it with --nonfinite skip --resume {self.path}'
+        return f'{batch}; its images are in {self.path / NONFINITE}: {advice}'
 
     def write_weights(
         self, name: str, model: nn.Module, classes: list[str], input_format: InputFormat, config: Config
@@ -248,11 +280,11 @@ def find_folder(config: Config) -> RunFolder | None:
     if config.resume is None:
         return None
     if config.resume == 'auto':
-        resumable = [RunFolder(path) for path in numbered_runs(config) if (path / 'state').is_dir()]
+        resumable = [RunFolder(path) for path in numbered_runs(config) if checkpoints(path / 'state')]
         return resumable[-1] if resumable else None
     folder = RunFolder(Path(config.resume))
-    if not folder.state.is_dir():
-        raise ValueError(f'--resume {config.resume} has no checkpoint: give a run folder with state/ in it, or auto')
+    if not checkpoints(folder.state):
+        raise ValueError(f'--resume {config.resume} has no checkpoint: give a run folder with some in state/, or auto')
     return folder
 
 

@@ -31,15 +31,15 @@ def test_auto_finds_the_newest_run_with_a_checkpoint(tmp_path: Path) -> None:
     config = Config(output=str(tmp_path), experiment='run', resume='auto')
     assert find_folder(config) is None
     for name in ('run', 'run-2', 'run-10', 'running-11'):
-        (tmp_path / name / 'state').mkdir(parents=True)
-    (tmp_path / 'run-12').mkdir()
+        (tmp_path / name / 'state' / 'epoch-00001-step-0000000').mkdir(parents=True)
+    (tmp_path / 'run-12' / 'state' / '.epoch-00001-step-0000000.unfinished').mkdir(parents=True)
     found = find_folder(config)
     assert found is not None
     assert found.path.name == 'run-10'
 
 
 def test_a_folder_without_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'has no checkpoint: give a run folder with state/ in it, or auto'):
+    with pytest.raises(ValueError, match=r'has no checkpoint: give a run folder with some in state/, or auto'):
         find_folder(Config(resume=str(tmp_path)))
 
 
@@ -59,15 +59,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_folder_without_result_is_removed_on_error(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / 'run')
-    folder.path.mkdir()
+    folder.state.mkdir(parents=True)
     with pytest.raises(ValueError, match='early'), folder.kept_if_useful():
         raise ValueError('early')
     assert not folder.path.exists()
 
 
-def test_a_folder_with_a_checkpoint_is_kept_on_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize('useful', ['state/epoch-00001-step-0000000', 'last/model.safetensors', 'nonfinite.txt'])
+def test_a_folder_with_a_result_is_kept_on_error(tmp_path: Path, useful: str) -> None:
     folder = RunFolder(tmp_path / 'run')
-    folder.state.mkdir(parents=True)
+    (folder.path / useful).mkdir(parents=True)
     with pytest.raises(ValueError, match='late'), folder.kept_if_useful():
         raise ValueError('late')
     assert folder.path.exists()
@@ -78,6 +79,14 @@ def test_bad_images_are_listed_once(tmp_path: Path) -> None:
     folder.add_bad_images(['train/b.png'])
     folder.add_bad_images(['train/a.png', 'train/b.png'])
     assert (tmp_path / 'bad_images.txt').read_text() == 'train/a.png\ntrain/b.png\n'
+
+
+def test_batches_without_a_finite_loss_are_listed_once(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.add_nonfinite(['epoch 1, update 2: loss nan\n  train/a.png\n'])
+    folder.add_nonfinite(['epoch 1, update 2: loss nan\n  train/a.png\n', 'epoch 1, update 3: loss inf\n'])
+    text = (tmp_path / 'nonfinite.txt').read_text()
+    assert text == 'epoch 1, update 2: loss nan\n  train/a.png\nepoch 1, update 3: loss inf\n'
 
 
 def test_curves_are_a_picture_even_where_epochs_were_not_evaluated(tmp_path: Path) -> None:

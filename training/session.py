@@ -1,0 +1,208 @@
+"""What one process holds while it trains: how it is made, taken up again, looked at and saved."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import set_seed
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from . import networks, trackers
+from .augmentation import BatchAugmentation
+from .checkpoints import CheckpointPace, RunState, load_checkpoint, save_checkpoint
+from .config import Config
+from .data import InputFormat, Normalize, create_images, create_loaders
+from .faults import Fault, shared_writing
+from .features import Features
+from .image_cache import open_cache
+from .metrics import BadImages, Tally
+from .nonfinite import LossWatch
+from .order import EpochOrder, create_order
+from .progress import Progress
+from .run_folder import RunFolder, describe_run
+from .schedule import create_groups, create_optimizer, create_schedule
+from .sources import Source, load_sources
+from .thaw import Thawing, check_thaws
+from .tuning import LAYOUTS, choose_memory_format
+
+
+@dataclass
+class Session:
+    """What one process holds while it trains."""
+
+    config: Config
+    accelerator: Accelerator
+    sources: dict[str, Source]
+    input_format: InputFormat
+    network: nn.Module
+    """As timm made it."""
+    model: nn.Module
+    """The same as prepared: perhaps wrapped by `BlockAnswers` and DDP."""
+    optimizer: AcceleratedOptimizer
+    schedule: Scheduler
+    loaders: dict[str, DataLoader]
+    order: EpochOrder
+    epochs: int
+    bad_images: dict[str, BadImages]
+    tally: Tally
+    progress: Progress
+    normalize: Normalize
+    features: Features | None
+    """What the frozen part gives, if it is computed once only."""
+    augment: BatchAugmentation
+    thawing: Thawing
+    ema: ModelEmaV3 | None
+    """Moving average of the network's weights."""
+    curves: trackers.Curves
+    watch: LossWatch
+    pace: CheckpointPace
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """What is measured and kept: the network as timm made it, or its moving average."""
+        return self.network if self.ema is None else self.ema.module
+
+    @property
+    def state(self) -> RunState:
+        """What a checkpoint holds."""
+        further = {} if self.ema is None else {'ema': self.ema}
+        return RunState(self.network, self.thawing, self.order, self.progress, self.tally, further)
+
+    def inputs(self, batch: Any) -> tuple[Tensor, ...]:
+        """Make what `model` reads of what a loader gives: pixels (N, H, W, 3), or a list of features."""
+        if self.features is None:
+            return (self.normalize(batch),)
+        return self.features.arrange(batch)
+
+    @property
+    def step(self) -> int:
+        """Updates made since the run began."""
+        return self.progress.epoch * self.order.updates + self.progress.update
+
+
+def prepare(config: Config, accelerator: Accelerator) -> Session:
+    """Make data, network, optimizer and schedule, and hand them to accelerate."""
+    sources = load_sources(config, open_cache(config, accelerator.print))
+    set_seed(config.seed)
+    num_classes = networks.count_classes(config, sources['train'].classes)
+    network, origin = networks.build_network(config, num_classes)
+    input_format = networks.input_format(network, config.img_size)
+    networks.check_img_size(network, input_format.img_size)
+    check_thaws(config, network, accelerator)
+    groups = create_groups(config, network, config.regime)
+    learner = networks.BlockAnswers(network) if config.block_loss else network
+    config = dataclasses.replace(
+        config, memory_format=choose_memory_format(config, learner, input_format.img_size, accelerator)
+    )
+    assert config.memory_format is not None
+    memory_format = LAYOUTS[config.memory_format]
+    network = network.to(accelerator.device).to(memory_format=memory_format)
+    normalize = Normalize(input_format.mean, input_format.std, memory_format).to(accelerator.device)
+    images = create_images(config, sources, input_format)
+    order = create_order(config, sources, accelerator.num_processes)
+    optimizer = create_optimizer(config, groups)
+    schedule = create_schedule(config, optimizer, order.updates)
+    accelerator.print(f'{networks.describe(config, network, config.regime)}, weights from {origin}')
+    accelerator.print(order.describe(sources, input_format))
+    features = None
+    if config.cache_features:
+        features, learner = Features.create(config, learner, images, order.indices, normalize, accelerator)
+    loaders = create_loaders(config, features.views if features else images, order)
+    ema = ModelEmaV3(network, config.model_ema_decay, use_warmup=config.model_ema_warmup) if config.model_ema else None
+    set_seed(config.seed, device_specific=True)  # from here on each process has its own dropout
+    model, prepared_optimizer, loaders['train'], loaders['val'] = accelerator.prepare(
+        learner, optimizer, loaders['train'], loaders['val']
+    )
+    assert config.epochs is not None, 'the configuration is resolved'
+    return Session(
+        config=config,
+        accelerator=accelerator,
+        sources=sources,
+        input_format=input_format,
+        network=network,
+        model=model,
+        optimizer=prepared_optimizer,
+        schedule=schedule,
+        loaders=loaders,
+        order=order,
+        epochs=config.epochs,
+        bad_images={split: BadImages(split, source, accelerator.device) for split, source in sources.items()},
+        tally=Tally(accelerator.device),
+        progress=Progress(),
+        normalize=normalize,
+        features=features,
+        augment=BatchAugmentation(config, num_classes, accelerator.process_index),
+        thawing=Thawing(config, network, prepared_optimizer),
+        ema=ema,
+        curves=trackers.Curves(accelerator, order.update_size),
+        watch=LossWatch(network, sources['train'], skips=config.nonfinite == 'skip'),
+        pace=CheckpointPace(config.checkpoint_every),
+    )
+
+
+def resume(session: Session, folder: RunFolder) -> None:
+    """Go on with a run, under the same options and on the same data, from its newest checkpoint."""
+    folder.refuse_changes(describe_run(session.config, session.sources, len(session.order.indices)))
+    session.progress = load_checkpoint(folder.state, session.accelerator, session.state, session.config)
+    if session.thawing.passed:
+        follow_thaw(session)
+
+
+def follow_thaw(session: Session) -> None:
+    """Let the schedule, and DDP, know of what has thawed."""
+    accelerator = session.accelerator
+    if accelerator.num_processes > 1:  # DDP has noted what it averages
+        inner = accelerator.unwrap_model(session.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        session.model = inner
+        accelerator.free_memory()  # else the earlier DDP would average too
+        session.model, *_ = accelerator.prepare(inner, session.optimizer, *session.loaders.values())
+    session.schedule = create_schedule(session.config, session.optimizer.optimizer, session.order.updates)
+    session.schedule.step_update(session.step)
+
+
+def refuse_faults(session: Session, folder: RunFolder, is_saving: bool = False) -> None:
+    """Look whether losses were finite and images readable; this waits for the device.
+
+    Args:
+        session: Of this process.
+        folder: Takes the list of images whose loss was not finite.
+        is_saving: Whether what would be saved must be finite too.
+
+    Raises:
+        Fault: A loss or what would be saved is not finite.
+        ValueError: An image could not be read.
+    """
+    accelerator, watch = session.accelerator, session.watch
+    found = watch.look(accelerator)
+    poisoned = watch.look_at_weights(accelerator) if is_saving else []
+    if found or poisoned:
+        with shared_writing(accelerator, 'and a loss is not finite'):
+            if accelerator.is_main_process:
+                folder.add_nonfinite([*found, *poisoned])
+        if poisoned or watch.is_hopeless():
+            place = (found or poisoned)[0].splitlines()[0]
+            raise Fault(folder.describe_nonfinite(place, is_skipping=watch.skips))
+    if session.config.bad_images == 'stop':
+        session.bad_images['train'].refuse(accelerator)
+
+
+def save(session: Session, folder: RunFolder) -> None:
+    """Save a checkpoint, unless what would be saved is broken."""
+    refuse_faults(session, folder, is_saving=True)
+    save_bad_images(session, folder)
+    save_checkpoint(folder.state, session.accelerator, session.state, session.config.keep_checkpoints)
+    session.pace.restart()
+
+
+def save_bad_images(session: Session, folder: RunFolder) -> None:
+    """List the images that could not be read, if there were any."""
+    found = [name for bad in session.bad_images.values() for name in bad.names(session.accelerator)]
+    if found and session.accelerator.is_main_process:
+        folder.add_bad_images(found)
