@@ -128,6 +128,12 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     model, prepared_optimizer, train_loader, val_loader = accelerator.prepare(
         networks.BlockAnswers(network) if config.block_loss else network, optimizer, train_loader, val_loader
     )
+    devices.settle_gradient_buckets(
+        accelerator,
+        model,
+        torch.zeros(2, 3, input_format.img_size, input_format.img_size, device=accelerator.device),
+        lambda output: objective(output, torch.zeros(2, dtype=torch.long, device=accelerator.device), 0.0, 1.0),
+    )
     return Session(
         config=config,
         accelerator=accelerator,
