@@ -41,6 +41,7 @@ CONFIGURATIONS = {
     'accumulation': '--grad-accum-steps 2 --batch-size 2 --clip-grad 1',
     'two processes': '--batch-size 2',
     'two processes, accumulation': '--batch-size 2 --grad-accum-steps 2',
+    'three processes': '--batch-size 2',
     'bf16': '--mixed-precision bf16',
     'regime new': f'{GROWN} --regime new',
     'regime between': f'{GROWN} --regime conv_head-new',
@@ -49,7 +50,7 @@ CONFIGURATIONS = {
     'workers 2': '--workers 2',
     'adamw, skip': '--opt adamw --lr 0.001 --nonfinite skip --sched cosine',
 }
-PROCESSES = {'two processes': 2, 'two processes, accumulation': 2}
+PROCESSES = {'two processes': 2, 'three processes': 3, 'two processes, accumulation': 2}
 
 
 @dataclass(frozen=True)

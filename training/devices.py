@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedType, GradientAccumulationPlugin
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .config import Config
 
@@ -120,3 +123,33 @@ def describe(accelerator: Accelerator) -> str:
     if sharding and accelerator.distributed_type != DistributedType.FSDP:
         line += '; FSDP was asked for, but without GPUs accelerate runs plain DDP'
     return line
+
+
+def settle_gradient_buckets(
+    accelerator: Accelerator,
+    model: nn.Module,
+    inputs_of: Callable[[], tuple[Tensor, ...]],
+    loss_of: Callable[[Any], Tensor],
+) -> None:
+    """Let DDP order its gradients before the first update, by a pass whose results are thrown away.
+
+    DDP sums gradients in buckets, which it orders anew after the first backward pass. Where three or more processes
+    add up, rounding depends on the place in a bucket: without this, a run that goes on would round its first update
+    otherwise than one that never stopped. Two numbers have the same sum in either order.
+
+    Args:
+        accelerator: Joins the processes.
+        model: As prepared.
+        inputs_of: Makes any inputs of the size that is trained on.
+        loss_of: Computes a loss from what the model gives for them.
+    """
+    if accelerator.num_processes < 3 or not isinstance(model, DistributedDataParallel):
+        return
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    model.train()
+    with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == 'cuda' else []):
+        accelerator.backward(loss_of(model(*inputs_of())))
+    model.zero_grad()
+    with torch.no_grad():
+        for buffer, kept in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(kept)

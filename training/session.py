@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
@@ -14,7 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from . import networks, trackers
+from . import devices, networks, trackers
 from .augmentation import BatchAugmentation
 from .checkpoints import CheckpointPace, RunState, load_checkpoint, save_checkpoint
 from .config import Config
@@ -22,7 +23,7 @@ from .data import InputFormat, Normalize, create_images, create_loaders
 from .faults import Fault, shared_writing
 from .features import Features
 from .image_cache import open_cache
-from .metrics import BadImages, Tally
+from .metrics import BadImages, Tally, objective
 from .nonfinite import LossWatch
 from .order import EpochOrder, create_order
 from .progress import Progress
@@ -121,7 +122,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         learner, optimizer, loaders['train'], loaders['val']
     )
     assert config.epochs is not None, 'the configuration is resolved'
-    return Session(
+    session = Session(
         config=config,
         accelerator=accelerator,
         sources=sources,
@@ -145,6 +146,22 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         watch=LossWatch(network, sources['train'], skips=config.nonfinite == 'skip'),
         pace=CheckpointPace(config.checkpoint_every),
     )
+    settle(session)
+    return session
+
+
+def settle(session: Session) -> None:
+    """Let several processes add up in the same order from the first update on."""
+    device, side = session.accelerator.device, session.input_format.img_size
+    pixels = torch.zeros(2, side, side, 3, dtype=torch.uint8, device=device)
+    targets = torch.zeros(2, dtype=torch.long, device=device)
+
+    def make_inputs() -> tuple[Tensor, ...]:
+        return (session.normalize(pixels),) if session.features is None else session.features(pixels)
+
+    devices.settle_gradient_buckets(
+        session.accelerator, session.model, make_inputs, lambda output: objective(output, targets, 0.0, 1.0)
+    )
 
 
 def resume(session: Session, folder: RunFolder) -> None:
@@ -163,6 +180,7 @@ def follow_thaw(session: Session) -> None:
         session.model = inner
         accelerator.free_memory()  # else the earlier DDP would average too
         session.model, *_ = accelerator.prepare(inner, session.optimizer, *session.loaders.values())
+    settle(session)
     session.schedule = create_schedule(session.config, session.optimizer.optimizer, session.order.updates)
     session.schedule.step_update(session.step)
 

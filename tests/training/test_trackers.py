@@ -78,7 +78,9 @@ def test_tensorboard_shows_every_epoch_and_tenth_update(config: Config) -> None:
         **dict.fromkeys(('step/loss', 'step/top1', 'step/images_per_s'), [10, 12, 22, 24, 34, 36]),
         **dict.fromkeys(('lr/old', 'lr/new'), [10, 12, 22, 24, 34, 36]),
         **dict.fromkeys(('train/loss', 'train/top1', 'val/loss', 'val/top1'), [12, 24, 36]),
-        **dict.fromkeys(('epoch/epoch', 'epoch/images_per_s', 'epoch/elapsed_s'), [12, 24, 36]),
+        **dict.fromkeys(
+            ('epoch/epoch', 'epoch/images_per_s', 'epoch/elapsed_s', 'epoch/skipped_updates'), [12, 24, 36]
+        ),
     }
     for name, column in (('train/loss', 'train_loss'), ('val/top1', 'val_top1')):
         assert [value for _, value in curves[name]] == pytest.approx([float(row[column]) for row in table])
