@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import timm_devnet
 import train
+from benchmarks.resources import memory, scaling
 from benchmarks.train_speed import train as train_speed
 from training.config import DIGITS, ELPV, Config
 from training.run_folder import replace_text
@@ -382,6 +383,8 @@ if __name__ == '__main__':
         'overhead': overhead,
         'models': models,
         'train': train_speed,
+        'memory': memory,
+        'scaling': scaling,
         'growths': growths,
     }
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog='benchmark.py', description=__doc__))

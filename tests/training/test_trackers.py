@@ -38,6 +38,7 @@ def config(image_folder: Path, tmp_path: Path) -> Config:
         output=str(tmp_path / 'runs'),
         experiment='run',
         tracker='tensorboard',
+        memory_format='channels_last',
         report=False,
     )
 
