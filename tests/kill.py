@@ -72,8 +72,10 @@ class Killed:
     """What became of the killed runs of a configuration."""
 
     kills: int = 0
+    """That left a checkpoint to go on from."""
     while_saving: int = 0
     before_first: int = 0
+    """Kills besides, before the first checkpoint."""
     finished: int = 0
 
 
@@ -96,6 +98,8 @@ def train_in_process(arguments: list[str], environment: dict[str, str], log: Pat
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    # Here the workers that read images would be started as this process was; train.py starts them as the system does.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     import train
 
     sys.exit(train.cli(arguments))
@@ -197,8 +201,11 @@ def kill_and_compare(name: str, output: Path, data: Path, instants: int, draw: r
         leftovers: set[int] = set()
         # Once every kill is made, the run may finish.
         while run.finish(draw.uniform(0, duration_s / 2) if killed.kills < instants else None) is None:
-            killed.kills += 1
-            killed.before_first += not any(output.glob(f'{run.name}*/state/epoch-*'))
+            if any(output.glob(f'{run.name}*/state/epoch-*')):
+                killed.kills += 1
+            else:  # it begins anew, so this kill shows nothing of going on
+                killed.before_first += 1
+                assert killed.before_first <= instants, f'{name}: kills come before the first checkpoint'
             found_now = {path.stat().st_ino for path in output.glob(f'{run.name}*/state/.*')}
             killed.while_saving += bool(found_now - leftovers)
             leftovers = found_now
@@ -214,7 +221,7 @@ def main(options: Options) -> None:
     draw = random.Random(options.seed)
     root = Path(tempfile.mkdtemp())
     data = make_images(root / 'images', options.images)
-    print('configuration: kills, of them while a checkpoint was written, before the first one; runs compared')
+    print('configuration: kills after which it went on; while a checkpoint was written; besides, before the first one')
     for name in options.only or CONFIGURATIONS:
         output = root / name.replace(' ', '-')
         killed = kill_and_compare(name, output, data, options.instants, draw)

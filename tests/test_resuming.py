@@ -23,6 +23,7 @@ from tests.test_train import assert_same_weights, flags, metrics, places, stop_a
 from training.config import Config
 from training.faults import Fault
 from training.interruption import EXIT_INTERRUPTED, InterruptedRun
+from training.metrics import BadImages
 
 
 def interrupt(config: Config, updates: int, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -56,7 +57,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize('name', ['plain', 'two processes, accumulation'])
+@pytest.mark.parametrize('name', ['plain', 'two processes, accumulation', 'three processes'])
 def test_killed_runs_go_on_bit_for_bit(name: str, tmp_path: Path, image_folder: Path) -> None:
     assert kill_and_compare(name, tmp_path, image_folder, 2, random.Random(0)).kills == 2
 
@@ -124,6 +125,27 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert error.count('\n') == 1
     assert {path: path.read_bytes() for path in run.rglob('*') if path.is_file() and 'state' in path.parts} == before
     assert not list(run.rglob('.*'))
+
+
+def test_a_signal_breaks_off_an_evaluation_that_is_done_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))['run']
+    add = BadImages.add
+
+    def add_and_stop(self: BadImages, *tensors: torch.Tensor) -> None:
+        add(self, *tensors)
+        if self.split == 'val':
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BadImages, 'add', add_and_stop)
+        with pytest.raises(InterruptedRun, match='stopped and saved'):
+            train.main(config)
+    run = Path(config.output, 'run')
+    assert places(run) == ['epoch-00000-step-0000006']
+    assert not (run / 'metrics.csv').exists()
+    train.main(dataclasses.replace(config, resume='auto'))
+    assert_same_weights(run, unbroken)
+    assert metrics(run) == metrics(unbroken)
 
 
 @pytest.mark.parametrize('told', [0, 1])
