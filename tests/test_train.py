@@ -248,6 +248,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(config: Config) -> Non
         ({'model': 'alexnet', 'img_size': 32}, '--img-size 32 does not fit the trunk of this network: give at least'),
         ({'model': 'nothing'}, "Unknown model 'nothing'"),
         ({'regime': 'fc9-new'}, 'fc9-new'),
+        ({'torchcompile': 'gcc'}, '--torchcompile gcc is not known; it is one of '),
         ({'cache_features': 2}, 'in regime all none is frozen'),
         ({'cache_dtype': 'bf16', 'regime': 'new'}, '--cache-dtype bf16 needs --cache-features'),
         ({'model': 'alexnet', 'grad_checkpointing': True}, 'alexnet cannot compute activations again'),
@@ -356,6 +357,27 @@ def test_the_measured_layout_is_kept_with_the_run(config: Config, monkeypatch: p
     monkeypatch.setattr('training.session.choose_memory_format', lambda config, *_: config.memory_format)
     train.main(dataclasses.replace(config, resume='auto', sched='step'))  # goes on with what the folder says
     assert json.loads((run / 'run.json').read_text())['config']['memory_format'] == chosen
+
+
+@pytest.mark.parametrize(
+    ('options', 'tolerance'),
+    [
+        ({'mixed_precision': 'bf16'}, 0.05),
+        ({'mixed_precision': 'fp16'}, 0.0),  # on a CPU, where it is fp32
+        ({'grad_accum_steps': 2, 'batch_size': 4}, 1e-4),
+        ({'grad_checkpointing': True}, 0.0),
+        ({'memory_format': 'contiguous_format'}, 1e-4),
+        ({'torchcompile': 'aot_eager'}, 1e-4),  # inductor takes half a minute to compile
+    ],
+)
+def test_ways_of_computing_agree_with_the_plain_one(config: Config, options: dict, tolerance: float) -> None:
+    config = dataclasses.replace(
+        config, model='test_efficientnet_gn', drop=None, lr=0.0003, batch_size=8, epochs=4, report=False
+    )
+    plain, other = (metrics(train.main(c)['run']) for c in (config, dataclasses.replace(config, **options)))
+    losses = [[float(row['train_loss']) for row in rows] for rows in (other, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+    assert losses[0][-1] < 0.9 * losses[0][0]
 
 
 def test_bf16_trains(config: Config) -> None:

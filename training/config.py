@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from accelerate.utils import DynamoBackend
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 from timm.optim import get_optimizer_info, list_optimizers
 
@@ -187,8 +188,8 @@ class Config:
     """How activations lie in memory; channels_last is often the faster for convolutions (None: see --tune)."""
     tune: bool = True
     """Without --memory-format, measure which is faster here, once for each network and machine; else: channels_last."""
-    torchcompile: bool = False
-    """Compile the network with torch.compile (inductor); pays where many epochs follow."""
+    torchcompile: str | None = None
+    """Compile the network by this backend of torch.compile, as a rule inductor; pays where many epochs follow."""
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them, where the network offers it."""
     cache_features: int | None = None
@@ -284,6 +285,9 @@ class Config:
             raise ValueError(f'--dataset {self.dataset} brings its own images: leave out --data-dir {self.data_dir}')
         if self.pretrained_path is not None and not self.pretrained:
             raise ValueError('--pretrained-path gives weights and --no-pretrained refuses them: leave out one of them')
+        backends = [backend.value.lower() for backend in DynamoBackend]
+        if self.torchcompile is not None and self.torchcompile not in backends:
+            raise ValueError(f'--torchcompile {self.torchcompile} is not known; it is one of {", ".join(backends)}')
         if self.cache_dtype is not None and self.cache_features is None:
             raise ValueError(f'--cache-dtype {self.cache_dtype} needs --cache-features')
         varying = [name for name in ('mixup', 'cutmix', 'reprob', 'thaw', 'model_ema') if getattr(self, name)]

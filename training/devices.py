@@ -85,7 +85,7 @@ def create_accelerator(config: Config, trackers: Sequence[str] = ()) -> Accelera
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=config.mixed_precision,
-        dynamo_backend='inductor' if config.torchcompile else None,
+        dynamo_backend=config.torchcompile,
         log_with=list(trackers) or None,
         # Where a tracker writes is set once the run has its folder; accelerate wants to hear of a place now.
         project_dir=config.output,
