@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import timm_devnet
-from training import devices, networks
+from training import devices, networks, sharding
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.config import Config
 from training.data import EpochOrder, InputFormat, Normalize, create_loaders
@@ -101,16 +101,18 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     networks.check_img_size(network, input_format.img_size)
     groups = timm_devnet.parameter_groups(network, config.regime, config.lr, config.weight_decay, config.new_lr_mult)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    network = network.to(memory_format=memory_format)
+    network = network.to(memory_format=sharding.weights_format(accelerator, config))
     train_loader, val_loader, order = create_loaders(config, sources, input_format, accelerator.num_processes)
     optimizer = create_optimizer(config, groups)
-    schedule = create_schedule(config, optimizer, order.updates)
     accelerator.print(f'{networks.describe(config, network)}, weights from {origin}')
     accelerator.print(order.describe(sources, input_format))
     set_seed(config.seed, device_specific=True)  # from here on each process has its own dropout
+    answering = networks.BlockAnswers(network) if config.block_loss else network
     model, prepared_optimizer, train_loader, val_loader = accelerator.prepare(
-        networks.BlockAnswers(network) if config.block_loss else network, optimizer, train_loader, val_loader
+        sharding.autocast(accelerator, answering), optimizer, train_loader, val_loader
     )
+    sharding.check_prepared(accelerator, network, config)
+    sharding.share_buffers(accelerator, model)
     return Session(
         config=config,
         accelerator=accelerator,
@@ -119,7 +121,8 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         network=network,
         model=model,
         optimizer=prepared_optimizer,
-        schedule=schedule,
+        # Made of what was prepared: DeepSpeed may put an optimizer of its own in the place of ours.
+        schedule=create_schedule(config, prepared_optimizer, order.updates),
         loaders={'train': train_loader, 'val': val_loader},
         order=order,
         epochs=config.epochs,
@@ -152,11 +155,14 @@ def train(session: Session, folder: RunFolder, interruption: Interruption) -> No
             if is_finished:
                 finish_epoch(session, folder, live_line)
             save_bad_images(session, folder)
-            save_checkpoint(
-                folder.state, session.accelerator, session.network, session.optimizer, progress, session.tally
-            )
+            if sharding.can_be_resumed(session.accelerator):
+                save_checkpoint(
+                    folder.state, session.accelerator, session.network, session.optimizer, progress, session.tally
+                )
             asked_to_stop = interruption.is_agreed(session.accelerator, may_wait=True)
             if (asked_to_stop or not is_finished) and progress.epoch < session.epochs:
+                if not sharding.can_be_resumed(session.accelerator):
+                    raise InterruptedRun(f'stopped; the weights of finished epochs are in {folder.path}')
                 raise InterruptedRun(f'stopped and saved; go on with: --resume {folder.path}')
     finally:
         live_line.close()
@@ -220,10 +226,11 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine) -> No
     images = session.order.updates * session.order.update_size
     row = progress.finish_epoch(train_metrics, val_metrics, images)
     session.tally = Tally(accelerator.device)
+    weights = sharding.whole_weights(accelerator, session.model, session.network)
     if accelerator.is_main_process:
         live_line.write(describe_epoch(row, session.epochs))
         for name in ('best', 'last') if progress.best() is row else ('last',):
-            folder.write_weights(name, session.network, classes, session.input_format, config)
+            folder.write_weights(name, session.network, weights, classes, session.input_format, config)
         folder.write_metrics(progress.history)
 
 

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from . import sharding
 from .metrics import Tally
 from .progress import Progress
 from .run_folder import sync
@@ -51,6 +52,7 @@ def save_checkpoint(
     """
     random_states = gather_object([random_state()])
     sums = accelerator.reduce(tally.sums, 'sum')
+    weights, optimizer_state = sharding.whole(model.state_dict()), sharding.whole(optimizer.state_dict())
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / f'epoch-{progress.epoch:05d}-step-{progress.update:07d}'
@@ -58,10 +60,10 @@ def save_checkpoint(
         for leftover in folder.glob('.*.unfinished'):
             shutil.rmtree(leftover)
         unfinished.mkdir()
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
         save_file(tensors, unfinished / 'model.safetensors')
         scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
-        others = {'optimizer': optimizer.state_dict(), 'scaler': scaler, 'random': random_states, 'sums': sums.cpu()}
+        others = {'optimizer': optimizer_state, 'scaler': scaler, 'random': random_states, 'sums': sums.cpu()}
         torch.save(others, unfinished / 'optimizer.pt')
         (unfinished / 'progress.json').write_text(json.dumps(progress.to_dict()))
         for path in (*unfinished.iterdir(), unfinished):
@@ -110,8 +112,8 @@ def load_checkpoint(
             f'{newest} was saved by {len(others["random"])} processes and this run has {accelerator.num_processes}: '
             'start as many again'
         )
-    model.load_state_dict(load_file(newest / 'model.safetensors'))
-    optimizer.load_state_dict(others['optimizer'])
+    model.load_state_dict(sharding.spread_weights(load_file(newest / 'model.safetensors'), model))
+    optimizer.load_state_dict(sharding.spread_optimizer_state(others['optimizer'], optimizer))
     if accelerator.scaler is not None and others['scaler'] is not None:
         accelerator.scaler.load_state_dict(others['scaler'])
     if accelerator.is_main_process:  # sums are added up over processes
