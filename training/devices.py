@@ -19,8 +19,8 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 
 WORKING_LAUNCH = (
-    'accelerate launch --multi_gpu --num_processes N --num_machines 1 --dynamo_backend no --mixed_precision no train.py '
-    '(with or without GPUs, for all its name)'
+    'accelerate launch --multi_gpu --num_processes N --num_machines 1 --dynamo_backend no --mixed_precision no '
+    'train.py (with or without GPUs, for all its name)'
 )
 # The launcher's word for a way of training, the type accelerate then has, and its name.
 ASKED_FOR = {

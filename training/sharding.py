@@ -106,12 +106,12 @@ def autocast(accelerator: Accelerator, model: nn.Module) -> nn.Module:
             with accelerator.autocast():
                 return forward(*args)
 
-        model.forward = cast_forward  # type: ignore[method-assign]
+        model.forward = cast_forward
     return model
 
 
 def weights_format(accelerator: Accelerator, config: Config) -> torch.memory_format:
-    """Choose the layout of the weights: neither FSDP2 nor DeepSpeed takes channels-last ones, images may be so still."""
+    """Choose the layout of the weights: neither FSDP2 nor DeepSpeed takes channels-last ones; images may be so."""
     return torch.channels_last if config.channels_last and not is_spread(accelerator) else torch.contiguous_format
 
 
