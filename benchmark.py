@@ -1,4 +1,4 @@
-"""The measurements behind the README: `python benchmark.py {build,overhead,models,growths}`; `--help` lists options."""
+"""The measurements behind the README: `python benchmark.py COMMAND`; `--help` lists commands and options."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import timm_devnet
 import train
+from benchmarks.train_speed import train as train_speed
 from training.config import DIGITS, ELPV, Config
 from training.run_folder import replace_text
 
@@ -93,9 +94,9 @@ def build(model: str = 'vgg16_wa2048', base: str = 'vgg16', repeats: int = 5, li
 def overhead(
     bases: tuple[str, ...] = ('alexnet', LITE),
     growths: tuple[str, ...] = ('norm', 'skip', 'da1024', 'wa1024', 'mwa1024'),
-    batch_size: int = 16,
+    batch_size: int = 8,
     img_size: int = 224,
-    repeats: int = 15,
+    repeats: int = 7,
     limit: float = 0.05,
 ) -> int:
     """Time forward and backward of grown networks over their bases', beside the ratio of multiply-adds.
@@ -189,9 +190,7 @@ def growths(
         wanted = [config for config in cells if (config.dataset, config.regime) == (dataset, regime)]
         found = [row for config in wanted if (row := find_row(rows, config))]
         print(f'\n{dataset}, regime {regime}: {wanted[0].labels_per_class} images a class, {wanted[0].img_size} px\n')
-        print_table(
-            ('growth', 'top-1 % (mean, spread)', 'over none', 'over norm', 'seconds a run'), growths_table(found)
-        )
+        print_table(('growth', 'top-1 % (mean, spread)', 'over none', 'over norm'), growths_table(found))
     return 0
 
 
@@ -347,18 +346,16 @@ def growths_table(rows: list[Row]) -> list[tuple[str, ...]]:
         Cells of the table, a row for each growth.
     """
     top1: dict[str, dict[str, float]] = {}
-    seconds: dict[str, list[float]] = {}
     for row in rows:
         growth = row['model'].removeprefix(LITE).removeprefix('_') or 'none'
         label = growth if float(row['block_loss']) == 0 else f'{growth}, block loss {float(row["block_loss"]):g}'
         top1.setdefault(label, {})[row['seed']] = float(row['top1'])
-        seconds.setdefault(label, []).append(float(row['seconds']))
     table = []
     for label, by_seed in top1.items():
         values = list(by_seed.values())
         differences = ['' if label == control else paired(by_seed, top1[control]) for control in ('none', 'norm')]
         spread = f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}'
-        table.append((label, spread, *differences, f'{statistics.mean(seconds[label]):.0f}'))
+        table.append((label, spread, *differences))
     return table
 
 
@@ -384,6 +381,7 @@ if __name__ == '__main__':
         'build': build,
         'overhead': overhead,
         'models': models,
+        'train': train_speed,
         'growths': growths,
     }
     sys.exit(tyro.extras.subcommand_cli_from_dict(commands, prog='benchmark.py', description=__doc__))

@@ -47,6 +47,14 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Leave the user's own cache folder alone, also in processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+        yield
+
+
 @pytest.fixture(params=BASES)
 def grown_names(request: pytest.FixtureRequest) -> list[str]:
     """List every registered name of a base's growths."""

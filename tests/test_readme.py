@@ -18,7 +18,9 @@ from training.config import Config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
-PAGES = {name: (ROOT / name).read_text() for name in ('README.md', 'CONTRIBUTING.md')}
+PAGES = {
+    name: (ROOT / name).read_text() for name in ('README.md', 'CONTRIBUTING.md', 'docs/data.md', 'docs/recipes.md')
+}
 
 
 GROWTHS = README.partition('### Names of growths')[2].partition('### ')[0]

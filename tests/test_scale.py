@@ -43,7 +43,7 @@ NORMS = Config(
     block_loss=1.0,
     clip_grad=1.0,
     sched='none',
-    channels_last=False,
+    memory_format='contiguous_format',
 )
 SHARDED = {'new-momentum': ('new', 'momentum'), 'fc7-new-adamw': ('fc7-new', 'adamw'), 'all': ('all', 'momentum')}
 
@@ -63,6 +63,9 @@ def common(folder: Path) -> dict[str, Any]:
         lr=0.001,
         workers=0,
         threads=1,
+        tune=False,
+        report=False,
+        tracker='none',
         output=str(folder / 'runs'),
     )
 
@@ -71,13 +74,15 @@ def common(folder: Path) -> dict[str, Any]:
 def runs(folder: Path, common: dict[str, Any]) -> Path:
     """Do all jobs of this file in two processes, started once; gives the folder of their runs."""
     norms = dataclasses.replace(NORMS, **{**common, 'epochs': 2})
-    bf16 = dataclasses.replace(JOBS['all'], **common, mixed_precision='bf16', channels_last=False)
+    bf16 = dataclasses.replace(JOBS['all'], **common, mixed_precision='bf16', memory_format='contiguous_format')
     configs = [
         *((dataclasses.replace(job, **common, experiment=name), False) for name, job in JOBS.items()),
         (dataclasses.replace(norms, experiment='whole'), False),
-        (dataclasses.replace(norms, experiment='spread'), True),
+        (dataclasses.replace(norms, experiment='spread', report=True), True),
         (dataclasses.replace(norms, experiment='continued', epochs=1), True),
         (dataclasses.replace(norms, experiment='continued', resume='auto'), True),
+        (dataclasses.replace(norms, experiment='changed', epochs=1), False),
+        (dataclasses.replace(norms, experiment='changed', resume='auto'), True),
         *((dataclasses.replace(bf16, experiment=f'{name}-bf16'), name == 'spread') for name in ('whole', 'spread')),
     ]
     jobs: list[dict[str, Any]] = [
@@ -164,6 +169,7 @@ def test_fsdp2_of_accelerate_equals_ddp(runs: Path) -> None:
     torch.testing.assert_close(weights(runs / 'spread'), weights(runs / 'whole'), rtol=1e-4, atol=1e-6)
     machine = json.loads((runs / 'spread' / 'run.json').read_text())['machine']
     assert machine.endswith('spread by FSDP2')
+    assert (runs / 'spread' / 'report.html').exists()
 
 
 def test_fsdp2_goes_on_bit_for_bit(runs: Path) -> None:
@@ -175,15 +181,17 @@ def test_mixed_precision_of_fsdp2_is_that_of_ddp(runs: Path) -> None:
     assert_same_metrics(runs / 'spread-bf16', runs / 'whole-bf16')
 
 
-def test_a_spread_checkpoint_goes_on_whole(runs: Path, folder: Path) -> None:
-    spread, whole = (
-        load_file(next((runs / name / 'state').iterdir()) / 'model.safetensors') for name in ('spread', 'whole')
-    )
-    assert {key: tensor.shape for key, tensor in spread.items()} == {key: tensor.shape for key, tensor in whole.items()}
-    states = [
-        torch.load(next((runs / name / 'state').iterdir()) / 'optimizer.pt', weights_only=True)['optimizer']['state']
-        for name in ('spread', 'whole')
-    ]
+def test_a_run_goes_on_spread_that_began_whole(runs: Path) -> None:
+    assert_same_metrics(runs / 'changed', runs / 'spread')
+    torch.testing.assert_close(weights(runs / 'changed'), weights(runs / 'spread'), rtol=1e-4, atol=1e-6)
+
+
+def test_a_spread_checkpoint_is_that_of_the_whole_run(runs: Path) -> None:
+    states = []
+    for name in ('spread', 'whole'):
+        [checkpoint] = (runs / name / 'state').iterdir()
+        optimizer = torch.load(checkpoint / 'optimizer.pt', weights_only=True)['optimizer']['optimizer']
+        states.append((load_file(checkpoint / 'model.safetensors'), optimizer['state']))
     torch.testing.assert_close(states[0], states[1], rtol=1e-3, atol=1e-5)
 
 
@@ -203,7 +211,7 @@ def machines(common: dict[str, Any]) -> Iterator[list[str]]:
     """Start train.py on two machines that are both this one, with FSDP and fp16; gives what each of them printed."""
     options = ['--data-dir', common['data_dir'], '--output', common['output'], '--experiment', 'machines']
     options += ['--model', 'test_efficientnet', '--no-pretrained', '--epochs', '1', '--img-size', '32']
-    options += ['--lr', '0.001', '--batch-size', '4']
+    options += ['--lr', '0.001', '--batch-size', '4', '--no-tune', '--no-report']
     where = ['--num_machines', '2', '--main_process_ip', '127.0.0.1', '--main_process_port', str(free_port())]
     command = launch('--use_fsdp', '--fsdp_version', '2', '--num_processes', '2', '--mixed_precision', 'fp16', *where)
     started = [

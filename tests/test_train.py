@@ -38,8 +38,10 @@ def config(image_folder: Path, tmp_path: Path) -> Config:
         epochs=2,
         workers=0,
         threads=1,
+        memory_format='channels_last',
         output=str(tmp_path / 'runs'),
         experiment='run',
+        tracker='none',
     )
 
 
@@ -50,7 +52,8 @@ def flags(config: Config) -> list[str]:
         value = getattr(config, field.name)
         if value != field.default:
             name = field.name.replace('_', '-')
-            given += [f'--no-{name}'] if value is False else [f'--{name}', str(value)]
+            words = map(str, value) if isinstance(value, tuple) else [str(value)]
+            given += [f'--{"" if value else "no-"}{name}'] if isinstance(value, bool) else [f'--{name}', *words]
     return given
 
 
@@ -95,6 +98,8 @@ def test_run_folder_explains_itself(config: Config) -> None:
         'curves.png',
         'last',
         'metrics.csv',
+        'predictions.csv',
+        'report.html',
         'run.json',
         'state',
     ]
@@ -128,7 +133,7 @@ def test_the_result_loads_bit_for_bit(config: Config, name: str, monkeypatch: py
         return sessions[-1]
 
     monkeypatch.setattr(train, 'prepare', remember)
-    config = dataclasses.replace(config, model=name, epochs=1, channels_last=False)
+    config = dataclasses.replace(config, model=name, epochs=1, memory_format='contiguous_format')
     summary = train.main(config)
     loaded = timm.create_model(f'local-dir:{summary["run"]}/best', pretrained=True).eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -151,6 +156,40 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert resumed['run'] == str(Path(config.output, 'run'))
     assert_same_weights(resumed['run'], unbroken['run'])
     assert metrics(resumed['run']) == metrics(unbroken['run'])
+
+
+@pytest.mark.parametrize('regime', ['new', 'conv_head-new'])
+def test_cached_features_train_the_same_network(config: Config, regime: str) -> None:
+    config = dataclasses.replace(config, regime=regime, model='tf_efficientnet_lite0_mwa256', block_loss=0.5)
+    plain = train.main(dataclasses.replace(config, experiment='plain'))
+    cached = train.main(dataclasses.replace(config, cache_features=2))
+    assert_same_weights(cached['run'], plain['run'])
+    for ours, theirs in zip(metrics(cached['run']), metrics(plain['run']), strict=True):
+        assert {k: float(v or 0) for k, v in ours.items()} == pytest.approx(
+            {k: float(v or 0) for k, v in theirs.items()}, rel=1e-6
+        )
+    assert not Path(cached['run'], 'features').exists()
+
+
+def test_cached_features_go_on_bit_for_bit(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(config, regime='conv_head-new', cache_features=1)
+    unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(InterruptedRun):
+            train.main(config)
+    assert_same_weights(train.main(dataclasses.replace(config, resume='auto'))['run'], unbroken['run'])
+
+
+def test_a_signal_while_features_are_computed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(config, regime='new', cache_features=1)
+    unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
+    with monkeypatch.context() as patch:
+        fill = train.Features.fill
+        patch.setattr(train.Features, 'fill', lambda self, root, stop: fill(self, root, lambda: True))
+        with pytest.raises(InterruptedRun, match='stopped; go on with: --resume '):
+            train.main(config)
+    assert_same_weights(train.main(dataclasses.replace(config, resume='auto'))['run'], unbroken['run'])
 
 
 def test_accumulation_goes_on_bit_for_bit(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +250,9 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(config: Config) -> Non
         ({'model': 'alexnet', 'img_size': 32}, '--img-size 32 does not fit the trunk of this network: give at least'),
         ({'model': 'nothing'}, "Unknown model 'nothing'"),
         ({'regime': 'fc9-new'}, 'fc9-new'),
+        ({'cache_features': 2}, 'in regime all none is frozen'),
+        ({'cache_dtype': 'bf16', 'regime': 'new'}, '--cache-dtype bf16 needs --cache-features'),
+        ({'model': 'alexnet', 'grad_checkpointing': True}, 'alexnet cannot compute activations again'),
         ({'batch_size': 100}, '24 training images do not fill one update of 100'),
         ({'data_dir': 'nowhere'}, '--data-dir nowhere is not a folder'),
         ({'resume': 'nowhere'}, '--resume nowhere has no checkpoint'),
@@ -255,13 +297,15 @@ def test_unreadable_images_are_skipped_and_listed(config: Config, image_folder: 
     assert summary['top1'] in [pytest.approx(100 * hits / 8) for hits in range(9)]
 
 
-def test_two_processes_equal_one_with_the_same_global_batch(config: Config) -> None:
+def test_two_processes_equal_one_with_the_same_global_batch(config: Config, tmp_path: Path) -> None:
     # No batch norm and no dropout: those see each process's own images.
     config = dataclasses.replace(
-        config, model='test_efficientnet_gn', lr=0.001, drop=None, channels_last=False, experiment='one'
+        config, model='test_efficientnet_gn', lr=0.001, drop=None, memory_format='contiguous_format', experiment='one'
     )
     one = metrics(train.main(config)['run'])
-    half = dataclasses.replace(config, batch_size=2, experiment='two')
+    half = dataclasses.replace(
+        config, batch_size=2, experiment='two', cache_images=True, cache_dir=str(tmp_path / 'cache')
+    )
     done = run_script(half, '-m', 'torch.distributed.run', '--nproc_per_node', '2', ACCELERATE_USE_CPU='true')
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('2 processes on cpu, 1 CPU threads each, fp32\n')
@@ -273,7 +317,9 @@ def test_two_processes_equal_one_with_the_same_global_batch(config: Config) -> N
 
 
 def test_accumulated_batches_equal_one_large_batch(config: Config) -> None:
-    config = dataclasses.replace(config, model='test_efficientnet_gn', lr=0.001, drop=None, channels_last=False)
+    config = dataclasses.replace(
+        config, model='test_efficientnet_gn', lr=0.001, drop=None, memory_format='contiguous_format'
+    )
     one = train.main(config)['run']
     two = train.main(dataclasses.replace(config, batch_size=2, grad_accum_steps=2))['run']
     ours, theirs = (load_file(Path(run, 'last', 'model.safetensors')) for run in (two, one))
@@ -290,12 +336,83 @@ def test_block_loss_teaches_every_block(config: Config) -> None:
     assert float(without[0]['train_loss']) < float(rows[0]['train_loss'])
 
 
+def test_recomputed_activations_change_nothing(config: Config) -> None:
+    config = dataclasses.replace(config, drop=None, epochs=1)
+    plain = train.main(dataclasses.replace(config, experiment='plain'))
+    assert_same_weights(train.main(dataclasses.replace(config, grad_checkpointing=True))['run'], plain['run'])
+
+
+def test_the_layout_in_memory_changes_no_more_than_rounding(config: Config) -> None:
+    config = dataclasses.replace(config, drop=None, lr=0.001, model='test_efficientnet_gn', epochs=1)
+    last = train.main(dataclasses.replace(config, experiment='last'))
+    first = train.main(dataclasses.replace(config, memory_format='contiguous_format'))
+    ours, theirs = (load_file(Path(run['run'], 'last', 'model.safetensors')) for run in (last, first))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_measured_layout_is_kept_with_the_run(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(config, memory_format=None, epochs=1)
+    run = Path(train.main(config)['run'])
+    chosen = json.loads((run / 'run.json').read_text())['config']['memory_format']
+    assert chosen in ('channels_last', 'contiguous_format')
+    monkeypatch.setattr(train, 'choose_memory_format', lambda config, *_: config.memory_format)
+    train.main(dataclasses.replace(config, resume='auto', sched='step'))  # goes on with what the folder says
+    assert json.loads((run / 'run.json').read_text())['config']['memory_format'] == chosen
+
+
 def test_bf16_trains(config: Config) -> None:
     config = dataclasses.replace(config, mixed_precision='bf16', epochs=1)
     summary = train.main(config)
     facts = json.loads(Path(summary['run'], 'run.json').read_text())
     assert facts['machine'].endswith('bf16')
     assert np.isfinite(summary['loss'])
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_the_image_cache_changes_nothing(
+    config: Config, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = train.main(dataclasses.replace(config, experiment='plain'))
+    cached = dataclasses.replace(config, cache_images=True, cache_dir=str(tmp_path / 'cache'), workers=workers)
+    with monkeypatch.context() as patch:
+        stop_after(9, patch)
+        with pytest.raises(InterruptedRun):
+            train.main(cached)
+    run = train.main(dataclasses.replace(cached, resume='auto'))['run']
+    assert_same_weights(run, plain['run'])
+    assert metrics(run) == metrics(plain['run'])
+    assert len(list((tmp_path / 'cache').glob('[!.]*-36px-*'))) == 2
+
+
+@pytest.mark.parametrize('bad_images', ['stop', 'skip'])
+def test_the_image_cache_treats_broken_images_alike(
+    config: Config, image_folder: Path, bad_images: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (image_folder / 'train' / 'red' / '0.png').write_bytes(b'no image')
+    config = dataclasses.replace(
+        config, cache_images=True, cache_dir=str(tmp_path / 'cache'), bad_images=bad_images, epochs=1
+    )
+    code = train.cli(flags(config))
+    if bad_images == 'stop':
+        assert code == train.EXIT_USER_ERROR
+        assert 'cannot read train/red/0.png: repair or remove it' in capsys.readouterr().err
+    else:
+        assert code == 0
+        assert Path(config.output, 'run', 'bad_images.txt').read_text() == 'train/red/0.png\n'
+
+
+def test_balanced_training_goes_on_bit_for_bit(
+    config: Config, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(2, 8):
+        (image_folder / 'train' / 'red' / f'{index}.png').unlink()
+    config = dataclasses.replace(config, balanced=True)
+    unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
+    with monkeypatch.context() as patch:
+        stop_after(5, patch)
+        with pytest.raises(InterruptedRun):
+            train.main(config)
+    assert_same_weights(train.main(dataclasses.replace(config, resume='auto'))['run'], unbroken['run'])
 
 
 def test_the_main_job_on_few_digits(tmp_path: Path) -> None:

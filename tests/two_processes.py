@@ -65,7 +65,7 @@ def compare_sharded(job: dict[str, Any]) -> None:
         if spread:
             fully_shard(network)
         groups = timm_devnet.parameter_groups(network, config.regime, config.lr, config.weight_decay)
-        optimizer = create_optimizer(config, groups)
+        optimizer = create_optimizer(config, groups, spread)
         schedule = create_schedule(config, optimizer, STEPS)
         mine = slice(torch.distributed.get_rank(), 8, 2) if spread else slice(None)
         for step in range(STEPS):

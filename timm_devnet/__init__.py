@@ -1,6 +1,7 @@
 """A timm plugin of networks that grow: `import timm_devnet` registers grown architectures with timm."""
 
 from . import models
+from .frozen import split_frozen
 from .growing import block_logits, block_names, grow, to_own_layout
 from .growth import Growth
 from .growth import parse as parse_growth
@@ -22,5 +23,6 @@ __all__ = [
     'reconcile',
     'regimes',
     'resolve_name',
+    'split_frozen',
     'to_own_layout',
 ]

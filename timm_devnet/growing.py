@@ -116,4 +116,5 @@ def block_logits(model: nn.Module, pre_logits: Tensor) -> list[Tensor]:
         raise ValueError('The network has no classifier (num_classes=0), so its blocks have no answer.')
     widths = [width for _, width in model.plan.top]
     parts, columns = pre_logits.split(widths, 1), classifier.weight.split(widths, 1)
-    return [nn.functional.linear(part, column, classifier.bias) for part, column in zip(parts, columns, strict=True)]
+    # By index, since torch.fx cannot iterate over what it traces.
+    return [nn.functional.linear(parts[i], columns[i], classifier.bias) for i in range(len(widths))]

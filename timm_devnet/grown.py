@@ -17,7 +17,7 @@ from timm.layers import get_device_dtype
 from timm.layers.adaptive_avgmax_pool import adaptive_pool_feat_mult
 from timm.models import is_model
 from timm.models._features import feature_take_indices
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .checkpoint import adapt
 from .growth import PAPER_UNITS, Growth, parse
@@ -31,6 +31,10 @@ __all__ = [
     'grows',
     'registered_for',
 ]
+
+# torch.fx would otherwise look inside these wherever a network is part of another module.
+fx.wrap('gather')
+fx.wrap('match_size')
 
 FAMILIES: dict[type[nn.Module], 'type[Grown]'] = {}  # class of the old network -> class of the grown one
 

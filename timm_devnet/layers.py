@@ -17,7 +17,18 @@ from torch import Tensor, nn
 from .plan import Layer
 from .reconcile import Reconcile
 
-__all__ = ['Added', 'ConvUnits', 'LinearUnits', 'Pass', 'Scaled', 'copy_units', 'gather', 'init_uniform', 'match_size']
+__all__ = [
+    'Added',
+    'AtLeast',
+    'ConvUnits',
+    'LinearUnits',
+    'Pass',
+    'Scaled',
+    'copy_units',
+    'gather',
+    'init_uniform',
+    'match_size',
+]
 
 
 @register_notrace_function  # reason: control flow on shapes
@@ -26,6 +37,21 @@ def match_size(x: Tensor, like: Tensor) -> Tensor:
     if x.shape[-2:] == like.shape[-2:]:
         return x
     return F.adaptive_avg_pool2d(x, (like.shape[-2], like.shape[-1]))
+
+
+@register_notrace_module  # reason: control flow on the input's shape
+class AtLeast(nn.Module):
+    """Average-pools a map up to a least height and width, as timm's VGG does before FC6."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map (N, C, H, W), H and W at least `size`."""
+        if x.shape[-2] < self.size or x.shape[-1] < self.size:
+            return F.adaptive_avg_pool2d(x, (max(self.size, x.shape[-2]), max(self.size, x.shape[-1])))
+        return x
 
 
 class Added(nn.Module):

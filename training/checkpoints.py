@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from . import sharding
 from .metrics import Tally
 from .progress import Progress
 from .run_folder import sync
+
+if TYPE_CHECKING:  # to import it takes as long as to import timm
+    from torch.distributed.checkpoint.stateful import Stateful
 
 
 def random_state() -> dict[str, Tensor]:
@@ -33,9 +36,10 @@ def save_checkpoint(
     folder: Path,
     accelerator: Accelerator,
     model: nn.Module,
-    optimizer: AcceleratedOptimizer,
+    optimizer: Stateful,
     progress: Progress,
     tally: Tally,
+    further: Mapping[str, Stateful],
 ) -> None:
     """Save a checkpoint and remove the ones before it. Every process calls this; the main one writes.
 
@@ -46,9 +50,10 @@ def save_checkpoint(
         folder: Holds the run's checkpoints.
         accelerator: Joins the processes.
         model: The network, unwrapped.
-        optimizer: Its optimizer, as prepared.
+        optimizer: Has the state of its optimizer.
         progress: The place of the run.
         tally: Sums of the epoch under way.
+        further: What else has a state, by name.
     """
     random_states = gather_object([random_state()])
     sums = accelerator.reduce(tally.sums, 'sum')
@@ -64,6 +69,7 @@ def save_checkpoint(
         save_file(tensors, unfinished / 'model.safetensors')
         scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         others = {'optimizer': optimizer_state, 'scaler': scaler, 'random': random_states, 'sums': sums.cpu()}
+        others['further'] = {name: stateful.state_dict() for name, stateful in further.items()}
         torch.save(others, unfinished / 'optimizer.pt')
         (unfinished / 'progress.json').write_text(json.dumps(progress.to_dict()))
         for path in (*unfinished.iterdir(), unfinished):
@@ -84,7 +90,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: AcceleratedOptimizer, tally: Tally
+    folder: Path,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Stateful,
+    tally: Tally,
+    further: Mapping[str, Stateful],
 ) -> Progress:
     """Load the newest checkpoint into what was prepared.
 
@@ -92,8 +103,9 @@ def load_checkpoint(
         folder: Holds the run's checkpoints.
         accelerator: Joins the processes.
         model: The network, unwrapped.
-        optimizer: Its optimizer, as prepared.
+        optimizer: Has the state of its optimizer.
         tally: Takes the sums of the epoch under way.
+        further: What else has a state, by name.
 
     Returns:
         The place of the run.
@@ -113,7 +125,9 @@ def load_checkpoint(
             'start as many again'
         )
     model.load_state_dict(sharding.spread_weights(load_file(newest / 'model.safetensors'), model))
-    optimizer.load_state_dict(sharding.spread_optimizer_state(others['optimizer'], optimizer))
+    for name, stateful in further.items():
+        stateful.load_state_dict(others['further'][name])
+    optimizer.load_state_dict(others['optimizer'])
     if accelerator.scaler is not None and others['scaler'] is not None:
         accelerator.scaler.load_state_dict(others['scaler'])
     if accelerator.is_main_process:  # sums are added up over processes

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from timm.optim import list_optimizers
+from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+from timm.optim import get_optimizer_info, list_optimizers
 
+# torch's own names.
+MemoryFormat = Literal['channels_last', 'contiguous_format']
 DIGITS = 'digits'
 ELPV = 'elpv'
 
 # What may differ between a run and its continuation: where things lie, how long it lasts, how many hands do the work.
 # The data may have moved: the fingerprint in run.json tells whether it is still the same data.
+# The image cache does not change what is computed.
 FREE_ON_RESUME = frozenset(
-    {'data_dir', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads'},
+    {
+        *('data_dir', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads', 'tune'),
+        *('tracker', 'tracker_project', 'report', 'eval_only', 'json'),
+        *('cache_images', 'cache_dir'),
+    },
 )
 
 
@@ -26,22 +36,74 @@ class Config:
 
     # Data
     data_dir: str | None = None
-    """Folder with one folder a split and in it one folder a class: DIR/train/CLASS/*.jpg, DIR/val/CLASS/*.jpg."""
+    """Folder with one folder a split and in it one folder a class: DIR/train/CLASS/*.jpg, DIR/val/CLASS/*.jpg; or a tar
+    file with that in it; or where the archives of a named --dataset were unpacked."""
     dataset: str | None = None
-    """digits (5,000 handwritten digits), elpv (solar cells), or a timm reader such as torch/cifar10 or hfds/NAME.
-    With neither this nor --data-dir: digits."""
+    """digits (5,000 handwritten digits), elpv (solar cells), a set of the paper (sun397, mit67, flowers102, cub200,
+    stanford40), or a reader of timm: torch/NAME, hfds/NAME, hfids/NAME, wds/NAME, tfds/NAME. With neither this nor
+    --data-dir: digits."""
     train_split: str = 'train'
     """Folder, or the reader's name, of the training images."""
     val_split: str = 'val'
-    """Folder, or the reader's name, of the images that measure."""
+    """Folder, or the reader's name, of the images that measure; or a number such as 0.1: that part of the training
+    images of each class, always the same ones."""
+    class_map: str | None = None
+    """File that numbers the classes, as in timm: .txt with a class a line, or .pkl with a dictionary."""
+    input_key: str | None = None
+    """Column of the images in hfds/, hfids/ and tfds/; file endings of the images in wds/ and in folders, such as
+    '.jpg;.png'."""
+    target_key: str | None = None
+    """Column of the labels in hfds/, hfids/ and tfds/; field of the json files in wds/."""
+    balanced: bool = False
+    """Train on every class equally often, however many images it has."""
     labels_per_class: int | None = None
     """Train on this many images of each class, chosen by --seed (None: on all of them)."""
     bad_images: Literal['stop', 'skip'] = 'stop'
     """At an unreadable image: stop with its name, or skip it and list it in the run folder's bad_images.txt."""
+    cache_images: bool = False
+    """Decode and resize every image once, and keep it in a file that all processes and later runs share."""
+    cache_dir: str | None = None
+    """Folder of those files (None: timm_devnet/images in $XDG_CACHE_HOME or ~/.cache)."""
     img_size: int | None = None
     """Side of the network's input in pixels (None: what the model was pretrained at, 64 for the digits)."""
+
+    # Augmentation of training images
+    no_aug: bool = False
+    """Transform training images exactly as in evaluation: nothing about them is random."""
+    train_crop_mode: Literal['squash', 'rrc', 'rkrc', 'rkrr'] = 'squash'
+    """squash: both sides resized to 8/7 of --img-size, then a random crop, as in the paper. timm's: rrc crops a random
+    part and resizes it; rkrc and rkrr resize by a random factor, then crop or pad in the middle or at random."""
+    scale: tuple[float, float] | None = None
+    """Least and greatest part of the area that timm's crop modes keep (None: 0.08 1 for rrc, 0.8 1 for the others)."""
+    ratio: tuple[float, float] | None = None
+    """Least and greatest change of the aspect ratio of timm's crop modes (None: 3/4 4/3 for rrc, 0.9 1/0.9 else)."""
     hflip: float | None = None
-    """Probability of a horizontal flip in training (None: 0.5, and 0 for the digits)."""
+    """Probability of a horizontal flip (None: 0.5, and 0 for the digits and with --no-aug)."""
+    vflip: float = 0.0
+    """Probability of a vertical flip."""
+    color_jitter: float = 0.0
+    """Greatest change of brightness, contrast and saturation, as a part of what they are."""
+    aa: str | None = None
+    """timm's AutoAugment, RandAugment, AugMix or 3-Augment by name, such as rand-m9-mstd0.5, original or 3a."""
+    reprob: float = 0.0
+    """Probability that a rectangle of an image is erased."""
+    remode: Literal['pixel', 'const', 'rand'] = 'pixel'
+    """What is put where --reprob erases: noise, the mean colour, or one random colour."""
+    recount: int = 1
+    """Greatest number of rectangles erased in an image."""
+    mixup: float = 0.0
+    """Alpha of mixup, which blends two images and their targets (0: none). Under mixup and cutmix the top-1 of training
+    is measured against the greater part of each image, so it is no accuracy; that of validation is."""
+    cutmix: float = 0.0
+    """Alpha of cutmix, which puts a rectangle of one image into another (0: none)."""
+    mixup_prob: float = 1.0
+    """Probability of mixup or cutmix."""
+    mixup_switch_prob: float = 0.5
+    """Probability of cutmix where both are on."""
+    mixup_mode: Literal['batch', 'pair', 'elem'] = 'batch'
+    """What mixup and cutmix draw anew for: each batch, each pair of images, or each image."""
+    mixup_off_epoch: int = 0
+    """Epochs after which mixup and cutmix end (0: never)."""
 
     # Model
     model: str = 'tf_efficientnet_lite0_mwa512'
@@ -62,14 +124,22 @@ class Config:
     # What learns, and how
     regime: str = 'all'
     """What learns, from least to most: new, then the layers below it by name (see timm_devnet.regimes), up to all."""
+    thaw: str | None = None
+    """Regimes that follow --regime and the number of epochs after which each does: fc7-new@5,all@10."""
     lr: float = 0.01
     """Learning rate of pretrained layers."""
     new_lr_mult: float = 10.0
     """New units, their scales and the classifier learn at this multiple of --lr."""
+    layer_decay: float | None = None
+    """Factor of the rate from one pretrained layer to the next below, as timm tells layers apart (None: one rate)."""
     opt: str = 'momentum'
     """timm's name of the optimizer; momentum is classical SGD, sgd is Nesterov's."""
     momentum: float = 0.9
     """Momentum, for optimizers that have one."""
+    opt_eps: float | None = None
+    """Epsilon of the optimizer (None: its own)."""
+    opt_betas: tuple[float, ...] | None = None
+    """Betas of the optimizer (None: its own)."""
     weight_decay: float = 5e-4
     """Weight decay."""
     sched: Literal['step', 'cosine', 'tanh', 'none'] = 'step'
@@ -94,12 +164,29 @@ class Config:
     """Label smoothing."""
     block_loss: float = 0.0
     """Weight of the mean loss of each block of a grown network answering alone."""
+    model_ema: bool = False
+    """Keep a moving average of the weights; it is what is evaluated, and what best/ and last/ hold."""
+    model_ema_decay: float = 0.9998
+    """Part of the average that each update keeps: the average spans about 1 / (1 - decay) updates."""
+    model_ema_warmup: bool = False
+    """Let that part rise to --model-ema-decay from 0, so that the average soon forgets the first weights."""
 
     # Machine
     mixed_precision: Literal['no', 'bf16', 'fp16'] | None = None
     """Precision of the arithmetic (None: what accelerate's launcher says, else fp32)."""
-    channels_last: bool = True
-    """Keep activations with channels innermost, the faster layout for convolutions."""
+    memory_format: MemoryFormat | None = None
+    """How activations lie in memory; channels_last is often the faster for convolutions (None: see --tune)."""
+    tune: bool = True
+    """Without --memory-format, measure which is faster here, once for each network and machine; else: channels_last."""
+    torchcompile: bool = False
+    """Compile the network with torch.compile (inductor); pays where many epochs follow."""
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them, where the network offers it."""
+    cache_features: int | None = None
+    """With a regime that freezes lower layers: compute their outputs once, for so many augmented views of every image,
+    and train from those; epochs take the views in turn."""
+    cache_dtype: Literal['fp32', 'bf16'] | None = None
+    """How cached features are kept (None: as computed)."""
     workers: int | None = None
     """Processes that read images, for each training process; 0 reads in the training process itself (None: 4 with a
     GPU, else 0: they would only take the cores that compute)."""
@@ -107,7 +194,7 @@ class Config:
     """CPU threads of each process (None: all cores, shared among this machine's processes; a launcher's own
     OMP_NUM_THREADS=1 is not taken for your wish, so say 1 here if you mean 1)."""
     seed: int = 42
-    """Of the new weights, the order of the images, their crops and flips, dropout and --labels-per-class."""
+    """Of the new weights, the order of the images, their augmentation, dropout and --labels-per-class."""
 
     # Run
     output: str = 'output/train'
@@ -118,6 +205,22 @@ class Config:
     """auto: go on with the newest run of this name, if there is one. Or the run folder to go on with."""
     eval_every: int = 1
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
+    tracker: str | None = None
+    """tensorboard, trackio, wandb or another that accelerate knows, several with commas between, or none (None:
+    tensorboard where it is installed). metrics.csv is always written."""
+    tracker_project: str = 'timm_devnet'
+    """Name under which the tracker keeps this run and those to compare it with."""
+    report: bool = True
+    """At the end, evaluate the best weights once more and write report.html and predictions.csv."""
+    eval_only: bool = False
+    """Train nothing: measure --model (a run folder, local-dir:FOLDER, hf-hub:ID or a name) on the validation images."""
+    json: bool = False
+    """Print the result as one JSON object on stdout, and everything else on stderr."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, list):  # JSON knows no tuples
+                object.__setattr__(self, name, tuple(value))
 
     def resolved(self) -> Config:
         """Fill in what depends on the data set, so that the saved configuration says what was really done."""
@@ -129,7 +232,7 @@ class Config:
             dataset=dataset,
             img_size=self.img_size or (64 if is_digits else None),
             epochs=self.epochs if self.epochs is not None else (3 if is_digits else 20),
-            hflip=self.hflip if self.hflip is not None else (0.0 if is_digits else 0.5),
+            hflip=self.hflip if self.hflip is not None else (0.0 if is_digits or self.no_aug else 0.5),
         )
 
     def validate(self) -> None:
@@ -138,25 +241,103 @@ class Config:
         Raises:
             ValueError: Names the option, the value given and the values allowed.
         """
-        at_least_one = 'batch_size grad_accum_steps eval_every epochs img_size labels_per_class threads num_classes'
-        for name in at_least_one.split():
+        at_least_one = (
+            'cache_features batch_size grad_accum_steps eval_every epochs img_size labels_per_class threads num_classes'
+        )
+        for name in (*at_least_one.split(), 'recount'):
             self._require(name, lambda value: value >= 1, 'at least 1')
         for name in ('lr', 'new_lr_mult', 'decay_rate', 'decay_epochs', 'clip_grad'):
             self._require(name, lambda value: value > 0, 'above 0')
-        for name in ('weight_decay', 'min_lr', 'warmup_epochs', 'block_loss', 'workers', 'seed'):
+        at_least_zero = 'weight_decay min_lr warmup_epochs block_loss workers seed color_jitter mixup cutmix opt_eps'
+        for name in (*at_least_zero.split(), 'mixup_off_epoch'):
             self._require(name, lambda value: value >= 0, 'at least 0')
-        for name in ('momentum', 'smoothing', 'drop'):
+        for name in ('momentum', 'smoothing', 'drop', 'model_ema_decay'):
             self._require(name, lambda value: 0 <= value < 1, 'at least 0 and below 1')
-        self._require('hflip', lambda value: 0 <= value <= 1, 'between 0 and 1')
+        for name in ('hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob'):
+            self._require(name, lambda value: 0 <= value <= 1, 'between 0 and 1')
+        for name in ('scale', 'ratio'):
+            self._require(name, lambda value: 0 < value[0] <= value[1], 'two numbers above 0, the lesser first')
+        self._require('layer_decay', lambda value: 0 < value <= 1, 'above 0 and at most 1')
         self._require('scale_init', lambda value: value == 'off' or value > 0, 'above 0, or off')
+        if self.val_share is not None and not 0 < self.val_share < 1:
+            raise ValueError(f'--val-split {self.val_split} is out of range: a number must be above 0 and below 1')
         if self.dataset in (DIGITS, ELPV) and self.data_dir is not None:
             raise ValueError(f'--dataset {self.dataset} brings its own images: leave out --data-dir {self.data_dir}')
         if self.pretrained_path is not None and not self.pretrained:
             raise ValueError('--pretrained-path gives weights and --no-pretrained refuses them: leave out one of them')
+        if self.cache_dtype is not None and self.cache_features is None:
+            raise ValueError(f'--cache-dtype {self.cache_dtype} needs --cache-features')
+        varying = [name for name in ('mixup', 'cutmix', 'reprob', 'thaw', 'model_ema') if getattr(self, name)]
+        if self.cache_features and varying:
+            flags = ', '.join(f'--{name.replace("_", "-")}' for name in varying)
+            raise ValueError(f'--cache-features keeps what frozen layers give for whole images: leave out {flags}')
+        if self.cache_features and self.regime == 'all':
+            raise ValueError('--cache-features keeps what frozen layers give, and in regime all none is frozen')
         if self.opt not in list_optimizers():
             known = [str(name) for name in list_optimizers()]
             near = difflib.get_close_matches(self.opt, known) or ['momentum', 'sgd', 'adamw']
             raise ValueError(f'--opt {self.opt} is not an optimizer of timm; near it: {", ".join(near)}')
+        self._validate_optimizer()
+        self._validate_augmentation()
+        self._validate_thaws()
+
+    def _validate_optimizer(self) -> None:
+        """Refuse arguments that the optimizer does not take."""
+        info = get_optimizer_info(self.opt)
+        if self.opt_eps is not None and not info.has_eps:
+            raise ValueError(f'--opt {self.opt} has no epsilon: leave out --opt-eps {self.opt_eps}')
+        betas = info.num_betas if info.has_betas else 0
+        if self.opt_betas is not None and len(self.opt_betas) != betas:
+            raise ValueError(f'--opt {self.opt} has {betas} betas, not {len(self.opt_betas)}: correct --opt-betas')
+
+    def _validate_augmentation(self) -> None:
+        """Refuse augmentations that would be left out without a word."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        randomness = ('vflip', 'color_jitter', 'aa', 'reprob', 'mixup', 'cutmix', 'train_crop_mode')
+        given = [name for name in randomness if getattr(self, name) != defaults[name]]
+        if self.hflip:
+            given.insert(0, 'hflip')
+        if self.no_aug and given:
+            flags = ', '.join(f'--{name.replace("_", "-")}' for name in given)
+            raise ValueError(f'--no-aug leaves training images as in evaluation: leave out {flags}')
+        if self.train_crop_mode == 'squash' and (self.scale or self.ratio):
+            raise ValueError('--scale and --ratio are for crop modes of timm: give --train-crop-mode rrc, or leave out')
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ValueError(f'--mixup and --cutmix mix pairs of images: --batch-size {self.batch_size} must be even')
+        if self.aa is not None:
+            if self.color_jitter and '3a' not in self.aa:
+                raise ValueError(f'timm jitters no colours beside --aa {self.aa}: leave out --color-jitter')
+            check_auto_augment(self.aa)
+
+    def _validate_thaws(self) -> None:
+        """Refuse a --thaw that never happens; its regimes are checked when the network is known."""
+        epochs = [epoch for _, epoch in self.thaws()]
+        if any(later <= earlier for earlier, later in itertools.pairwise(epochs)):
+            raise ValueError(f'--thaw {self.thaw} must name epochs in rising order')
+        if self.epochs is not None and epochs and not 1 <= min(epochs) <= max(epochs) < self.epochs:
+            raise ValueError(
+                f'--thaw {self.thaw} is out of range: epochs must be at least 1 and below --epochs {self.epochs}'
+            )
+
+    def thaws(self) -> list[tuple[str, int]]:
+        """Read --thaw.
+
+        Returns:
+            Regimes, and the number of finished epochs from which on each holds.
+
+        Raises:
+            ValueError: It is not of the form REGIME@EPOCHS,REGIME@EPOCHS.
+        """
+        parts = [re.fullmatch(r'([^@]+)@(\d+)', part.strip()) for part in self.thaw.split(',')] if self.thaw else []
+        if not all(parts):
+            raise ValueError(f'--thaw {self.thaw} is not understood: write REGIME@EPOCHS, as in fc7-new@5,all@10')
+        return [(part[1], int(part[2])) for part in parts if part]
+
+    @property
+    def val_share(self) -> float | None:
+        """Part of the training images that measures, if --val-split is a number and not a name."""
+        is_number = re.fullmatch(r'-?\d*\.\d+|-?\d+\.', self.val_split) is not None
+        return float(self.val_split) if is_number else None
 
     def _require(self, name: str, holds: Any, allowed: str) -> None:
         value = getattr(self, name)
@@ -191,3 +372,20 @@ class Config:
         if changed:
             changes = ', '.join(f'--{name.replace("_", "-")} was {before[name]}, is {now[name]}' for name in changed)
             raise ValueError(f'a resumed run keeps its options ({changes}): give the old ones, or start a new run')
+
+
+def check_auto_augment(name: str) -> None:
+    """Refuse a name that timm does not know; sections without a number it would leave out without a word.
+
+    Raises:
+        ValueError: Gives examples of names.
+    """
+    create = {'rand': rand_augment_transform, 'augmix': augment_and_mix_transform}
+    first, *sections = name.split('-')
+    try:
+        create.get(first, auto_augment_transform)(name, {})
+        is_known = all(re.fullmatch(r't(weights|3aw?)|(?!t)[a-z]+[\d.]+', section) for section in sections)
+    except (AssertionError, ValueError):
+        is_known = False
+    if not is_known:
+        raise ValueError(f'--aa {name} is none of timm: it has rand-m9-mstd0.5, augmix-m5-w4-d2, original, v0, 3a, ...')

@@ -1,4 +1,4 @@
-"""From images to batches: transforms, their randomness, the order of an epoch, loaders."""
+"""From images to batches: transforms, their randomness, loaders."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import contextlib
 import math
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,12 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from .config import Config
-from .sources import Source, choose_per_class
+from .order import EpochOrder
+from .sources import Source
 
 # Target of an image that could not be read: neither trained on nor counted. It is not raised where it happens, since
 # one process that leaves would keep the others waiting for it.
@@ -46,17 +48,38 @@ class InputFormat:
         """Make timm's own transform for evaluation from what `timm_config` saves; it leaves normalising to others."""
         return create_transform(**self.timm_config(), normalize=False)
 
-    def train_transform(self, hflip: float) -> Callable[[Image.Image], Tensor]:
-        """Make the paper's transform for training: both sides resized, random crop, random flip."""
-        side = (self.resized_side, self.resized_side)
-        return transforms.Compose(
-            [
+    def train_transform(self, config: Config) -> Callable[[Image.Image], Tensor]:
+        """Make the transform for training: by default the paper's (both sides resized, random crop, random flip).
+
+        What it draws comes from torch's, numpy's and Python's global generators; see `seeded`.
+        """
+        if config.no_aug:
+            return self.eval_transform()
+        assert config.hflip is not None, 'the configuration is resolved'
+        crop_and_flips, colours, to_tensor = create_transform(
+            self.img_size,
+            is_training=True,
+            train_crop_mode=None if config.train_crop_mode == 'squash' else config.train_crop_mode,
+            scale=config.scale,
+            ratio=config.ratio,
+            hflip=config.hflip,
+            vflip=config.vflip,
+            color_jitter=config.color_jitter or None,  # type: ignore[arg-type]  # timm's word for none
+            auto_augment=config.aa,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+            normalize=False,
+            separate=True,
+        )
+        crop, flips = crop_and_flips.transforms[:1], crop_and_flips.transforms[1:]
+        if config.train_crop_mode == 'squash':
+            side = (self.resized_side, self.resized_side)
+            crop = [
                 transforms.Resize(side, interpolation=str_to_interp_mode(self.interpolation)),
                 transforms.RandomCrop(self.img_size),
-                transforms.RandomHorizontalFlip(hflip),
-                transforms.PILToTensor(),
             ]
-        )
+        return transforms.Compose([*crop, *flips, *colours.transforms, *to_tensor.transforms])
 
     def timm_config(self) -> dict:
         """Describe it in the words of timm's pretrained_cfg, so that others see the same pixels as we do."""
@@ -137,47 +160,6 @@ class Images(Dataset):
             return self.transform(image).movedim(0, -1), target, index
 
 
-class EpochOrder(Sampler[tuple[int, int]]):
-    """The order of the images in an epoch: a shuffle that depends on seed and epoch only, from any place in it.
-
-    Args:
-        indices: The images to train on.
-        seed: Of the shuffle.
-        update_size: Images in one update, over all batches and processes. An epoch holds whole updates; which images
-            are left over changes with the epoch.
-    """
-
-    def __init__(self, indices: np.ndarray, seed: int, update_size: int):
-        self.indices, self.seed, self.update_size = indices, seed, update_size
-        self.updates = len(indices) // update_size
-        self.epoch = self.start = 0
-        if not self.updates:
-            raise ValueError(
-                f'{len(indices)} training images do not fill one update of {update_size} (--batch-size x '
-                '--grad-accum-steps x processes): lower --batch-size'
-            )
-
-    def seek(self, epoch: int, updates_done: int) -> None:
-        """Begin the next pass in this epoch, after the updates done in it already."""
-        self.epoch, self.start = epoch, updates_done * self.update_size
-
-    def describe(self, sources: dict[str, Source], input_format: InputFormat) -> str:
-        """Say in a line what is trained on, and in which order the classes are numbered."""
-        classes = sources['train'].classes
-        shown = ', '.join(classes[:12]) + (f', ... ({len(classes)})' if len(classes) > 12 else '')
-        return (
-            f'{len(self.indices)} training and {len(sources["val"].targets)} validation images at '
-            f'{input_format.img_size} px, {self.updates} updates of {self.update_size} an epoch; classes: {shown}'
-        )
-
-    def __len__(self) -> int:
-        return self.updates * self.update_size - self.start
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        shuffled = np.random.default_rng((self.seed, self.epoch)).permutation(self.indices)
-        return ((self.epoch, int(index)) for index in shuffled[self.start : self.updates * self.update_size])
-
-
 def leave_signals_to_parent(worker: int) -> None:
     """Let a reading process live on through SIGINT and SIGTERM, which clusters send to every process of a job.
 
@@ -188,31 +170,49 @@ def leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def create_loaders(
-    config: Config, sources: dict[str, Source], input_format: InputFormat, processes: int
-) -> tuple[DataLoader, DataLoader, EpochOrder]:
-    """Make the training and validation loaders (not yet shared among processes) and the order of the first."""
-    update_size = config.batch_size * config.grad_accum_steps * processes
-    chosen = choose_per_class(sources['train'], config.labels_per_class, config.seed)
-    order = EpochOrder(chosen, config.seed, update_size)
+def count_workers(config: Config) -> int:
+    """Tell how many processes read images."""
+    return config.workers if config.workers is not None else 4 * torch.cuda.is_available()
 
-    workers = config.workers if config.workers is not None else 4 * torch.cuda.is_available()
 
-    def create_loader(images: Images, keys: EpochOrder | list[tuple[int, int]]) -> DataLoader:
-        return DataLoader(
-            images,
-            batch_size=config.batch_size,
-            sampler=keys,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=leave_signals_to_parent,
-            pin_memory=torch.cuda.is_available(),
-            # Without its own generator a loader draws from the global one, which dropout uses.
-            generator=torch.Generator().manual_seed(config.seed),
-        )
+def create_images(config: Config, sources: dict[str, Source], input_format: InputFormat) -> dict[str, Images]:
+    """Make the images of both splits as the network sees them."""
+    transforms_of = {'train': input_format.train_transform(config), 'val': input_format.eval_transform()}
+    return {split: Images(sources[split], transforms_of[split], config.seed) for split in transforms_of}
 
-    assert config.hflip is not None, 'the configuration is resolved'
-    train_images = Images(sources['train'], input_format.train_transform(config.hflip), config.seed)
-    val_images = Images(sources['val'], input_format.eval_transform(), config.seed)
-    val_keys = [(0, index) for index in range(len(val_images))]
-    return create_loader(train_images, order), create_loader(val_images, val_keys), order
+
+def create_loaders(config: Config, datasets: Mapping[str, Dataset], order: EpochOrder) -> dict[str, DataLoader]:
+    """Make the training and validation loaders, not yet shared among processes.
+
+    Args:
+        config: Of the run.
+        datasets: For train and val, what gives images by (epoch, index), one at a time or a batch at once.
+        order: Of the training images.
+    """
+    val_keys = [(0, index) for index in range(len(datasets['val']))]  # type: ignore[arg-type]  # all of ours have one
+    return {
+        split: create_loader(config, datasets[split], keys) for split, keys in (('train', order), ('val', val_keys))
+    }
+
+
+def create_loader(config: Config, dataset: Dataset, keys: EpochOrder | list[tuple[int, int]]) -> DataLoader:
+    """Make one loader; a data set that gives whole batches needs no processes to read them."""
+    gives_batches = hasattr(dataset, '__getitems__')
+    workers = 0 if gives_batches else count_workers(config)
+    return DataLoader(
+        dataset,
+        batch_size=config.batch_size,
+        sampler=keys,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=leave_signals_to_parent,
+        collate_fn=as_batch if gives_batches else None,
+        pin_memory=torch.cuda.is_available(),
+        # Without its own generator a loader draws from the global one, which dropout uses.
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def as_batch(batch: Any) -> Any:
+    """Hand on what was given as a batch."""
+    return batch

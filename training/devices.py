@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -45,6 +47,11 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1))
 
 
+def cache_folder() -> Path:
+    """Where things are kept from run to run."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'timm_devnet'
+
+
 def share_cores(threads: int | None) -> int:
     """Set the number of CPU threads of this process.
 
@@ -67,8 +74,12 @@ def share_cores(threads: int | None) -> int:
     return threads
 
 
-def create_accelerator(config: Config) -> Accelerator:
+def create_accelerator(config: Config, trackers: Sequence[str] = ()) -> Accelerator:
     """Join the processes the launcher started, on GPUs if there are any.
+
+    Args:
+        config: Of the run.
+        trackers: Names of what follows the run.
 
     Raises:
         ValueError: The launcher started several processes and they do not see each other.
@@ -79,6 +90,10 @@ def create_accelerator(config: Config) -> Accelerator:
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision=config.mixed_precision,
+            dynamo_backend='inductor' if config.torchcompile else None,
+            log_with=list(trackers) or None,
+            # Where a tracker writes is set once the run has its folder; accelerate wants to hear of a place now.
+            project_dir=config.output,
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
             # An epoch holds whole updates only, so the count of batches never has to restart at its end.
             gradient_accumulation_plugin=GradientAccumulationPlugin(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .data import UNREADABLE, Normalize
+from .blocks import BlockNorms
+from .data import UNREADABLE
 from .sources import Source
 
 Output = Tensor | tuple[Tensor, list[Tensor]]
@@ -20,11 +24,22 @@ def split_output(output: Output) -> tuple[Tensor, list[Tensor]]:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Average the cross-entropy over the readable images; 0 where there are none."""
-    total = F.cross_entropy(
-        logits.float(), targets, ignore_index=UNREADABLE, label_smoothing=smoothing, reduction='sum'
-    )
-    return total / (targets != UNREADABLE).sum().clamp(min=1)
+    """Average the cross-entropy over the readable images; 0 where there are none.
+
+    Args:
+        logits: Shape (N, classes).
+        targets: Class indices or `UNREADABLE`, shape (N,); or the part that each class has, shape (N, classes), where a
+            row of zeros stands for an unreadable image.
+        smoothing: Label smoothing.
+    """
+    logits = logits.float()
+    if targets.ndim == 1:
+        is_readable = targets != UNREADABLE
+        total = F.cross_entropy(logits, targets, ignore_index=UNREADABLE, label_smoothing=smoothing, reduction='sum')
+    else:
+        is_readable = targets.sum(1) > 0
+        total = (F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction='none') * is_readable).sum()
+    return total / is_readable.sum().clamp(min=1)
 
 
 def objective(output: Output, targets: Tensor, smoothing: float, block_loss: float) -> Tensor:
@@ -95,15 +110,37 @@ def evaluate(
     model: nn.Module,
     loader: DataLoader,
     bad_images: BadImages,
-    normalize: Normalize,
+    inputs_of: Callable[[Any], tuple[Tensor, ...]],
+    block_norms: BlockNorms,
 ) -> dict[str, float]:
-    """Measure a network: loss, top1 and top5 in percent over all readable images."""
+    """Measure a network over all readable images.
+
+    Args:
+        accelerator: Joins the processes.
+        model: The network, as prepared.
+        loader: Gives batches with their class indices and image indices.
+        bad_images: Takes note of unreadable ones.
+        inputs_of: Makes what the network reads of a batch.
+        block_norms: Sees the blocks' activations.
+
+    Returns:
+        loss, top1 and top5 in percent, and norm_NAME for each block whose activations `block_norms` saw.
+    """
     model.eval()
     tally = Tally(accelerator.device)
-    for pixels, targets, indices in loader:
-        logits, _ = split_output(model(normalize(pixels)))
+    norm_sums = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    for batch, targets, indices in loader:
+        with accelerator.autocast():  # a moving average of the weights is no prepared network
+            logits, _ = split_output(model(*inputs_of(batch)))
+        norms = block_norms.take()
         # Processes pad the last batch by repeating images; this drops the repetitions.
-        logits, targets, indices = accelerator.gather_for_metrics((logits, targets, indices))
+        logits, targets, indices, *found = accelerator.gather_for_metrics(
+            (logits.float(), targets, indices, *([] if norms is None else [norms]))
+        )
         bad_images.add(targets, indices)
         tally.add(cross_entropy(logits, targets), logits, targets)
-    return tally.read()
+        for norms in found:
+            norm_sums = norm_sums + (norms.double() * (targets != UNREADABLE)[:, None]).sum(0)
+    count = tally.sums[-1].clamp(min=1)
+    means = (norm_sums / count).tolist() if norm_sums.ndim else []
+    return {**tally.read(), **{f'norm_{name}': mean for name, mean in zip(block_norms.names, means, strict=False)}}

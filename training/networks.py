@@ -40,8 +40,12 @@ class BlockAnswers(nn.Module):
         return self.model.get_classifier()(pre_logits), timm_devnet.block_logits(self.model, pre_logits)
 
 
-def build_network(config: Config, num_classes: int) -> tuple[nn.Module, str]:
+def build_network(config: Config, num_classes: int | None) -> tuple[nn.Module, str]:
     """Build the network with its starting weights.
+
+    Args:
+        config: Of the run.
+        num_classes: Outputs of the classifier; None for those of the weights.
 
     Returns:
         The network, and where its weights come from.
@@ -72,6 +76,13 @@ def build_network(config: Config, num_classes: int) -> tuple[nn.Module, str]:
         if isinstance(error.__cause__ or error, UNREADABLE_WEIGHTS):
             raise ValueError(f'{origin} is not a file of plain weights, so it was not opened') from error
         raise ValueError(f'cannot build --model {config.model} with {options} from {origin}: {error}') from error
+    if config.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:
+            name = config.model
+            raise ValueError(f'{name} cannot compute activations again: leave out --grad-checkpointing') from error
+        count_batches_once(model)
     # timm keeps a copy of weights given in memory.
     model.pretrained_cfg.pop('state_dict', None)
     if config.block_loss and not timm_devnet.block_names(model):
@@ -80,6 +91,28 @@ def build_network(config: Config, num_classes: int) -> tuple[nn.Module, str]:
             'grow one, as in tf_efficientnet_lite0_mwa512)'
         )
     return model, origin
+
+
+def count_batches_once(model: nn.Module) -> None:
+    """Keep batch norms from taking in a batch again when the backward pass computes their layers again.
+
+    torch's checkpointing does not: the running statistics would follow every batch twice.
+    """
+
+    def before(module: Any, inputs: Any) -> None:
+        module.usual_momentum = module.momentum
+        if torch._C._current_graph_task_id() != -1:  # as torch.utils.checkpoint itself tells that it is in a backward
+            module.momentum = 0.0
+
+    def after(module: Any, inputs: Any, output: Any) -> None:
+        if module.momentum == 0.0 != module.usual_momentum:
+            module.num_batches_tracked -= 1
+        module.momentum = module.usual_momentum
+
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(before)
+            module.register_forward_hook(after, always_call=True)
 
 
 def find_weights(config: Config) -> tuple[dict[str, Any], str]:
@@ -155,17 +188,31 @@ def count_classes(config: Config, classes: list[str]) -> int:
     return config.num_classes or len(classes)
 
 
-def describe(config: Config, model: nn.Module) -> str:
+def describe(config: Config, model: nn.Module, regime: str) -> str:
     """Say in a line what learns."""
     total = sum(parameter.numel() for parameter in model.parameters())
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return f'{config.model}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {config.regime})'
+    return f'{config.model}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {regime})'
 
 
 def input_format(model: nn.Module, img_size: int | None) -> InputFormat:
     """Take the network's own input format, at another size if one is given."""
     own = resolve_data_config({}, model=model)
     return InputFormat(img_size or own['input_size'][-1], tuple(own['mean']), tuple(own['std']), own['interpolation'])
+
+
+def expected_input(config: Config) -> InputFormat:
+    """Tell the input format of a network before it is built, for which the number of classes need not be known.
+
+    Raises:
+        ValueError: There is no such network.
+    """
+    name, growth = timm_devnet.resolve_name(config.model)
+    try:
+        model = timm.create_model(name, device='meta', **growth)
+    except (RuntimeError, TypeError, OSError, HfHubHTTPError) as error:
+        raise ValueError(f'cannot build --model {config.model}: {error}') from error
+    return input_format(model, config.img_size)
 
 
 def check_img_size(model: nn.Module, img_size: int) -> None:

@@ -24,16 +24,21 @@ class Progress:
     """One row of metrics for each finished epoch."""
     epoch_s: float = 0.0
     """Seconds spent on the epoch under way, over all sessions."""
+    train_s: float = 0.0
+    """Those of them that were spent on training: reading the images included, evaluating and saving not."""
     elapsed_s: float = 0.0
     """Seconds spent on the finished epochs."""
 
-    def finish_epoch(self, train: dict[str, float], val: dict[str, float], images: int) -> dict[str, Any]:
+    def finish_epoch(
+        self, train: dict[str, float], val: dict[str, float], images: int, further: dict[str, float] | None = None
+    ) -> dict[str, Any]:
         """Go on to the next epoch.
 
         Args:
             train: Means over the epoch: loss, and top1 in percent.
             val: Of the evaluation: loss, top1 and perhaps top5 in percent; empty if there was none.
             images: Trained on in the epoch.
+            further: Columns to add: learning rates, norms of blocks, their scales.
 
         Returns:
             The epoch's row of metrics.csv; None stands for what was not measured.
@@ -47,10 +52,11 @@ class Progress:
             'val_loss': val.get('loss'),
             'val_top1': val.get('top1'),
             'val_top5': val.get('top5'),
-            'images_per_s': round(images / self.epoch_s, 1),
+            'images_per_s': round(images / self.train_s, 1),
             'elapsed_s': round(self.elapsed_s, 1),
+            **(further or {}),
         }
-        self.epoch_s = 0.0
+        self.epoch_s = self.train_s = 0.0
         self.history.append(row)
         return row
 

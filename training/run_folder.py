@@ -70,7 +70,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 class RunFolder:
-    """One run's folder: run.json, metrics.csv, curves.png, best/, last/, state/."""
+    """One run's folder: run.json, metrics.csv, curves.png, best/, last/, state/, predictions.csv, report.html."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -79,6 +79,11 @@ class RunFolder:
     def state(self) -> Path:
         """Where the checkpoints are."""
         return self.path / 'state'
+
+    @property
+    def features(self) -> Path:
+        """Where cached features are while the run lasts."""
+        return self.path / 'features'
 
     @contextlib.contextmanager
     def kept_if_useful(self) -> Iterator[None]:
@@ -93,6 +98,14 @@ class RunFolder:
     def write_run(self, facts: dict[str, Any]) -> None:
         """Write run.json: the configuration, and all that one must know to repeat the run."""
         replace_text(self.path / 'run.json', json.dumps(facts, indent=2) + '\n')
+
+    def adopt_choices(self, config: Config) -> Config:
+        """Repeat what was chosen by measuring when this run began, unless the user says otherwise."""
+        with contextlib.suppress(FileNotFoundError):
+            saved = json.loads((self.path / 'run.json').read_text())['config']
+            if config.memory_format is None:
+                return dataclasses.replace(config, memory_format=saved.get('memory_format'))
+        return config
 
     def refuse_changes(self, facts: dict[str, Any]) -> None:
         """Refuse to go on with this run under other options or on other data than it began with.
@@ -111,11 +124,34 @@ class RunFolder:
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write metrics.csv and curves.png."""
         table = io.StringIO()
-        writer = csv.DictWriter(table, fieldnames=list(history[0]))
+        columns = dict.fromkeys(name for row in history for name in row)  # what learns may change, and so the columns
+        writer = csv.DictWriter(table, fieldnames=list(columns))
         writer.writeheader()
         writer.writerows(history)
         replace_text(self.path / 'metrics.csv', table.getvalue())
         replace_file(self.path / 'curves.png', lambda path: draw_curves(history, self.path.name, path))
+
+    def write_predictions(self, table: str) -> None:
+        """Write predictions.csv."""
+        replace_text(self.path / 'predictions.csv', table)
+
+    def write_report(self, page: str) -> None:
+        """Write report.html."""
+        replace_text(self.path / 'report.html', page)
+
+    def has_current_report(self) -> bool:
+        """Tell whether the report was written after the last epoch."""
+        report, metrics = self.path / 'report.html', self.path / 'metrics.csv'
+        return report.exists() and report.stat().st_mtime_ns >= metrics.stat().st_mtime_ns
+
+    def read_run(self) -> dict[str, Any]:
+        """Read run.json."""
+        return json.loads((self.path / 'run.json').read_text())
+
+    def read_metrics(self) -> list[dict[str, float | None]]:
+        """Read metrics.csv; None stands for what was not measured."""
+        with open(self.path / 'metrics.csv', newline='') as file:
+            return [{name: float(text) if text else None for name, text in row.items()} for row in csv.DictReader(file)]
 
     def add_bad_images(self, names: list[str]) -> None:
         """Add unreadable images to bad_images.txt, one a line, each once."""
@@ -154,6 +190,7 @@ class RunFolder:
 
 def describe_run(config: Config, sources: dict[str, Source], train_images: int) -> dict[str, Any]:
     """Gather what run.json says of the run: what must be the same when it goes on, and how it was made."""
+    split_files = {split: getattr(source, 'split_files', {}) for split, source in sources.items()}
     return {
         'config': dataclasses.asdict(config),
         'data': {
@@ -161,6 +198,8 @@ def describe_run(config: Config, sources: dict[str, Source], train_images: int) 
             'train_images': train_images,
             'val_images': len(sources['val'].targets),
             'fingerprint': fingerprint(*sources.values()),
+            # Of a named data set: the official lists that the splits were read from, and their checksums.
+            **({'split_files': split_files} if any(split_files.values()) else {}),
         },
         'command': shlex.join(sys.argv),
         'versions': {name: installed_version(name) for name in ('timm-devnet', 'timm', 'torch', 'accelerate')},

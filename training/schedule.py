@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
-from timm.optim import create_optimizer_v2
+from typing import Any
+
+from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from torch.optim import Optimizer
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+import timm_devnet
 
 from .config import Config
 
 
-def create_optimizer(config: Config, groups: list[dict]) -> Optimizer:
-    """Make timm's optimizer for parameter groups that were made before anything wraps the network."""
+def create_groups(config: Config, network: nn.Module, regime: str) -> list[dict[str, Any]]:
+    """Make a network ready for a regime, and its parameter groups, before anything wraps it.
+
+    Under --layer-decay there is a group for each rate of old layers; timm tells the layers apart.
+    """
+    groups = timm_devnet.parameter_groups(network, regime, config.lr, config.weight_decay, config.new_lr_mult)
+    if config.layer_decay is None:
+        return groups
+    layers = param_groups_layer_decay(network, layer_decay=config.layer_decay)
+    scales = {id(parameter): layer['lr_scale'] for layer in layers for parameter in layer['params']}
+    split: dict[tuple[str, float], dict[str, Any]] = {}
+    for group in groups:
+        for parameter in group['params']:
+            # What is new is in the top layer, whose factor is 1.
+            factor = scales[id(parameter)]
+            name = group['name'] if factor == 1 else f'{group["name"]}, x {factor:.6g}'
+            part = {**group, 'params': [], 'lr_scale': group['lr_scale'] * factor, 'name': name}
+            split.setdefault((group['name'], factor), part)['params'].append(parameter)
+    return list(split.values())
+
+
+def create_optimizer(config: Config, groups: list[dict], is_spread: bool = False) -> Optimizer:
+    """Make timm's optimizer for parameter groups that were made before anything wraps the network.
+
+    Where torch can update all parameters in one kernel, it does: on a CPU, too, that is faster.
+
+    Args:
+        config: Of the run.
+        groups: What learns.
+        is_spread: Whether parameters will be spread over processes, for which torch has not all of these kernels.
+    """
+    can_fuse = get_optimizer_class(config.opt, bind_defaults=False) in (SGD, Adam, AdamW) and not is_spread
+    options = {'fused': True if can_fuse else None, 'eps': config.opt_eps, 'betas': config.opt_betas}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     return create_optimizer_v2(
-        groups, config.opt, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+        groups, config.opt, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, **given
     )
 
 

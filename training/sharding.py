@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from .config import Config
 
 SPREADING = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+# Options of torch's optimizers that change how an update is computed, and not what it is.
+KERNELS = ('fused', 'foreach')
 
 
 def is_spread(accelerator: Accelerator) -> bool:
@@ -33,6 +35,8 @@ def adjust(accelerator: Accelerator, config: Config) -> None:
     parallel = accelerator.parallelism_config
     if parallel is not None and max(parallel.tp_size, parallel.cp_size, parallel.sp_size) > 1:
         raise ValueError('tensor, context and sequence parallelism are for transformers: leave their sizes at 1')
+    if is_spread(accelerator) and (config.model_ema or config.cache_features):
+        raise ValueError('--model-ema and --cache-features need the whole network in each process: leave out sharding')
     if accelerator.distributed_type == DistributedType.FSDP:
         adjust_fsdp(accelerator)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -110,9 +114,9 @@ def autocast(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     return model
 
 
-def weights_format(accelerator: Accelerator, config: Config) -> torch.memory_format:
+def weights_format(accelerator: Accelerator, wish: torch.memory_format) -> torch.memory_format:
     """Choose the layout of the weights: neither FSDP2 nor DeepSpeed takes channels-last ones; images may be so."""
-    return torch.channels_last if config.channels_last and not is_spread(accelerator) else torch.contiguous_format
+    return torch.contiguous_format if is_spread(accelerator) else wish
 
 
 def check_prepared(accelerator: Accelerator, network: Any, config: Config) -> None:
@@ -193,7 +197,10 @@ def spread_weights(weights: Mapping[str, Tensor], network: nn.Module) -> dict[st
 
 
 def spread_optimizer_state(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """Spread a whole optimizer state as its parameters are, so that the optimizer can load it."""
+    """Spread a whole optimizer state as its parameters are, so that the optimizer can load it.
+
+    How the optimizer computes stays its own: a run that begins whole may go on spread, and the other way round.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
     spread = {
         index: {
@@ -202,7 +209,11 @@ def spread_optimizer_state(state: dict[str, Any], optimizer: Optimizer) -> dict[
         }
         for index, values in state['state'].items()
     }
-    return {**state, 'state': spread}
+    groups = [
+        {**saved, **{name: own[name] for name in KERNELS if name in own}}
+        for saved, own in zip(state['param_groups'], optimizer.param_groups, strict=True)
+    ]
+    return {'state': spread, 'param_groups': groups}
 
 
 def spread_like(own: Any, tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from training.config import FREE_ON_RESUME, Config
 
 
 def test_json_round_trip() -> None:
-    config = Config(data_dir='somewhere', scale_init='off', drop=0.2, hflip=0.0, epochs=3)
+    config = Config(data_dir='somewhere', scale_init='off', drop=0.2, epochs=3, opt_betas=(0.9, 0.99))
     assert Config.from_json(config.to_json()) == config
 
 
@@ -37,6 +37,10 @@ def test_every_field_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         (['--scale-init', '5'], 'scale_init', 5.0),
         (['--mixed-precision', 'bf16'], 'mixed_precision', 'bf16'),
         (['--bad-images', 'skip'], 'bad_images', 'skip'),
+        (['--scale', '0.3', '1'], 'scale', (0.3, 1.0)),
+        (['--opt-betas', '0.9', '0.99', '0.999'], 'opt_betas', (0.9, 0.99, 0.999)),
+        (['--no-aug'], 'no_aug', True),
+        (['--model-ema'], 'model_ema', True),
     ],
 )
 def test_flags(flags: list[str], field: str, value: object) -> None:
@@ -55,11 +59,54 @@ def test_flags(flags: list[str], field: str, value: object) -> None:
         ({'opt': 'momentun'}, r'--opt momentun is not an optimizer of timm; near it: momentum'),
         ({'dataset': 'digits', 'data_dir': 'x'}, r'leave out --data-dir x'),
         ({'pretrained': False, 'pretrained_path': 'x'}, r'leave out one of them'),
+        ({'opt_eps': 1e-3}, r'--opt momentum has no epsilon: leave out --opt-eps 0.001'),
+        ({'opt': 'adamw', 'opt_betas': (0.9,)}, r'--opt adamw has 2 betas, not 1'),
+        ({'opt_betas': (0.9, 0.99)}, r'--opt momentum has 0 betas, not 2'),
+        ({'layer_decay': 1.5}, r'--layer-decay 1.5 .* above 0 and at most 1'),
+        ({'model_ema_decay': 1.0}, r'--model-ema-decay 1.0 .* below 1'),
+        ({'no_aug': True, 'aa': '3a', 'reprob': 0.1}, r'--no-aug leaves .*: leave out --aa, --reprob'),
+        ({'no_aug': True, 'hflip': 0.5}, r'leave out --hflip'),
+        ({'scale': (0.3, 1.0)}, r'--scale and --ratio are for crop modes of timm'),
+        ({'scale': (1.0, 0.3), 'train_crop_mode': 'rrc'}, r'--scale \(1.0, 0.3\) .* the lesser first'),
+        ({'mixup': 0.1, 'batch_size': 3}, r'mix pairs of images: --batch-size 3 must be even'),
+        ({'aa': 'original', 'color_jitter': 0.4}, r'no colours beside --aa original'),
+        ({'aa': 'random'}, r'--aa random is none of timm'),
+        ({'aa': 'rand-m9-x3'}, r'--aa rand-m9-x3 is none of timm'),
+        ({'aa': 'rand-m9-mstd'}, r'--aa rand-m9-mstd is none of timm'),
+        ({'aa': 'rand-tweighted'}, r'--aa rand-tweighted is none of timm'),
+        (
+            {'cache_features': 1, 'regime': 'new', 'thaw': 'all@1', 'mixup': 1.0},
+            r'whole images: leave out --mixup, --thaw',
+        ),
+        ({'thaw': 'all'}, r'--thaw all is not understood: write REGIME@EPOCHS'),
+        ({'thaw': 'fc7-new@5,all@5'}, r'must name epochs in rising order'),
+        ({'thaw': 'all@0', 'epochs': 3}, r'at least 1 and below --epochs 3'),
+        ({'thaw': 'all@3', 'epochs': 3}, r'at least 1 and below --epochs 3'),
     ],
 )
 def test_values_no_run_can_have(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config(**options).validate()
+
+
+@pytest.mark.parametrize(
+    'name', ['rand-m9-mstd0.5-inc1', 'rand-tweights', 'augmix-m5-w4-d2', 'original-mstd0.5', 'v0r', '3a']
+)
+def test_augmentations_of_timm_are_known(name: str) -> None:
+    Config(aa=name).validate()
+
+
+def test_thaws_are_read() -> None:
+    config = Config(thaw='fc7-new@5, all@10', epochs=11)
+    config.validate()
+    assert config.thaws() == [('fc7-new', 5), ('all', 10)]
+    assert Config().thaws() == []
+
+
+def test_without_augmentation_nothing_flips() -> None:
+    config = Config(data_dir='x', no_aug=True).resolved()
+    config.validate()
+    assert config.hflip == 0
 
 
 def test_without_flags_the_digits_are_the_data() -> None:

@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader
 from training.config import Config
 from training.data import (
     UNREADABLE,
-    EpochOrder,
     Images,
     InputFormat,
     Normalize,
+    create_images,
     create_loaders,
     seeded,
 )
+from training.order import EpochOrder, create_order
 from training.sources import load_sources
 
 FORMAT = InputFormat(img_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic')
@@ -26,13 +27,14 @@ FORMAT = InputFormat(img_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), int
 
 def make_images(root: Path, seed: int = 0) -> Images:
     source = load_sources(Config(data_dir=str(root)))['train']
-    return Images(source, FORMAT.train_transform(hflip=0.5), seed)
+    return Images(source, FORMAT.train_transform(Config(hflip=0.5)), seed)
 
 
 def make_loader(root: Path, workers: int) -> tuple[DataLoader, EpochOrder]:
     config = Config(data_dir=str(root), workers=workers, batch_size=4, threads=1).resolved()
-    loader, _, order = create_loaders(config, load_sources(config), FORMAT, processes=1)
-    return loader, order
+    sources = load_sources(config)
+    order = create_order(config, sources, processes=1)
+    return create_loaders(config, create_images(config, sources, FORMAT), order)['train'], order
 
 
 def test_augmentation_depends_on_epoch_and_index_only(image_folder: Path) -> None:
@@ -115,9 +117,41 @@ def test_evaluation_sees_what_timm_shows_to_others(image_folder: Path) -> None:
 
 
 def test_training_images_are_resized_on_both_sides_then_cropped(image_folder: Path) -> None:
-    resize = FORMAT.train_transform(0.0).transforms[0]  # type: ignore[attr-defined]
+    resize = FORMAT.train_transform(Config(hflip=0.0)).transforms[0]  # type: ignore[attr-defined]
     assert resize.size == (36, 36)
     assert make_images(image_folder)[0, 0][0].shape == (32, 32, 3)
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees(image_folder: Path) -> None:
+    image = load_sources(Config(data_dir=str(image_folder)))['val'].read(0)
+    transform = FORMAT.train_transform(Config(no_aug=True).resolved())
+    torch.testing.assert_close(transform(image), FORMAT.eval_transform()(image), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'aa': 'rand-m9-mstd0.5'},
+        {'aa': 'augmix-m5-w4-d2'},
+        {'color_jitter': 0.4},
+        {'vflip': 1.0},
+        {'train_crop_mode': 'rrc'},
+        {'train_crop_mode': 'rkrc'},
+        {'train_crop_mode': 'rrc', 'scale': (0.9, 1.0), 'ratio': (1.0, 1.0)},
+    ],
+)
+def test_each_augmentation_changes_images_and_draws_from_the_key_alone(image_folder: Path, options: dict) -> None:
+    source = load_sources(Config(data_dir=str(image_folder)))['train']
+    plain, images = (
+        Images(source, FORMAT.train_transform(Config(hflip=0.0, **given)), seed=0) for given in ({}, options)
+    )
+    pixels = torch.stack([images[0, index][0] for index in range(8)])
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (8, 32, 32, 3))
+    assert not torch.equal(pixels, torch.stack([plain[0, index][0] for index in range(8)]))
+    before = torch.get_rng_state(), random.getstate(), str(np.random.get_state(legacy=False))
+    torch.testing.assert_close(torch.stack([images[0, index][0] for index in range(8)]), pixels, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), str(np.random.get_state(legacy=False))) == before[1:]
 
 
 @pytest.mark.parametrize('kept_bytes', [0, 20, 400])

@@ -16,6 +16,19 @@ def test_unreadable_images_do_not_enter_the_loss(smoothing: float) -> None:
     torch.testing.assert_close(cross_entropy(LOGITS, TARGETS, smoothing), expected)
 
 
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_targets_in_parts_give_the_loss_of_whole_ones(smoothing: float) -> None:
+    parts = F.one_hot(TARGETS.clamp(min=0), 7) * READABLE[:, None].float()
+    torch.testing.assert_close(cross_entropy(LOGITS, parts, smoothing), cross_entropy(LOGITS, TARGETS, smoothing))
+
+
+def test_loss_of_mixed_images_is_the_mix_of_their_losses() -> None:
+    ours, theirs = torch.tensor([0, 1, 2, 3, 4, 5]), torch.tensor([6, 5, 4, 3, 2, 1])
+    parts = 0.3 * F.one_hot(ours, 7) + 0.7 * F.one_hot(theirs, 7)
+    expected = 0.3 * F.cross_entropy(LOGITS, ours) + 0.7 * F.cross_entropy(LOGITS, theirs)
+    torch.testing.assert_close(cross_entropy(LOGITS, parts), expected)
+
+
 def test_loss_of_no_readable_image_is_zero() -> None:
     assert cross_entropy(LOGITS, torch.full((6,), UNREADABLE)).item() == 0
 

@@ -34,6 +34,7 @@ def with_deepspeed(**settings: Any) -> Any:
         (with_fsdp(fsdp_version=1), Config(), 'fsdp_version: 2'),
         (with_fsdp(auto_wrap_policy=size_based_auto_wrap_policy), Config(), 'SIZE_BASED_WRAP does not work'),
         (spread_by(DistributedType.MEGATRON_LM), Config(), 'Megatron-LM is for transformers'),
+        (with_fsdp(), Config(model_ema=True), '--model-ema and --cache-features need the whole network'),
         (with_deepspeed(), Config(resume='auto'), '--resume auto: a run under DeepSpeed cannot be resumed'),
         (with_deepspeed(gradient_clipping=1.0), Config(), 'gradient_clipping is 1.0: .* give --clip-grad'),
         (with_deepspeed(gradient_accumulation_steps=4), Config(), 'steps is 4: .* give --grad-accum-steps'),
@@ -67,11 +68,9 @@ def test_splitting_layers_is_refused(size: str) -> None:
 
 
 def test_weights_are_channels_last_only_where_they_are_whole() -> None:
-    alone = spread_by(DistributedType.NO)
-    assert sharding.weights_format(alone, Config()) == torch.channels_last
-    assert sharding.weights_format(alone, Config(channels_last=False)) == torch.contiguous_format
-    assert sharding.weights_format(with_fsdp(), Config()) == torch.contiguous_format
-    assert sharding.weights_format(with_deepspeed(), Config()) == torch.contiguous_format
+    assert sharding.weights_format(spread_by(DistributedType.NO), torch.channels_last) == torch.channels_last
+    assert sharding.weights_format(with_fsdp(), torch.channels_last) == torch.contiguous_format
+    assert sharding.weights_format(with_deepspeed(), torch.channels_last) == torch.contiguous_format
 
 
 def test_names_put_before_the_weights_are_taken_away() -> None:

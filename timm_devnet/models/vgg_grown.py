@@ -13,33 +13,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
-from timm.models import VGG, register_notrace_module
+from timm.models import VGG
 from timm.models.vgg import _filter_fn
 from torch import Tensor, nn
 
 from ..grown import Grown, grows
-from ..layers import ConvUnits, LinearUnits
+from ..layers import AtLeast, ConvUnits, LinearUnits
 from ..plan import Layer, Level, Phase
 from ..registration import grown_cfgs, register_grown
 
-__all__ = ['AtLeast', 'GrownVGG']
-
-
-@register_notrace_module  # reason: control flow on the input's shape
-class AtLeast(nn.Module):
-    """Average-pools a map up to a least height and width, as timm's VGG does before FC6."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The map (N, C, H, W), H and W at least `size`."""
-        if x.shape[-2] < self.size or x.shape[-1] < self.size:
-            return F.adaptive_avg_pool2d(x, (max(self.size, x.shape[-2]), max(self.size, x.shape[-1])))
-        return x
+__all__ = ['GrownVGG']
 
 
 @grows(VGG)

@@ -1,0 +1,1 @@
+"""Longer measurements of benchmark.py, one a file."""

@@ -1,0 +1,31 @@
+"""Where images come from: folders, tar files, data sets by name, and timm's own readers."""
+
+from .folders import load_folder, load_tar
+from .loading import load_sources, load_validation
+from .named import NAMED, describe_split_files
+from .readers import wrap_dataset
+from .source import ArraySource, FileSource, PartSource, Source, fingerprint, stamp_of
+from .splits import carve_out, choose_per_class, split_indices
+from .streams import Stream, StreamedImage, is_streamed
+
+__all__ = [
+    'NAMED',
+    'ArraySource',
+    'FileSource',
+    'PartSource',
+    'Source',
+    'Stream',
+    'StreamedImage',
+    'carve_out',
+    'choose_per_class',
+    'describe_split_files',
+    'fingerprint',
+    'is_streamed',
+    'load_folder',
+    'load_sources',
+    'load_tar',
+    'load_validation',
+    'split_indices',
+    'stamp_of',
+    'wrap_dataset',
+]

@@ -1,0 +1,145 @@
+"""Which images go where: validation images carved out, fewer labels, the numbers of the classes."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+from timm.data.readers.class_map import load_class_map
+from timm.utils.misc import natural_key
+
+from .source import PartSource, Source
+
+
+def split_indices(labels: np.ndarray, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+    """Split into training and validation, class by class and always the same way, whatever the run's seed.
+
+    Args:
+        labels: Class index of each image, shape (N,).
+        share: Part of each class that goes to validation.
+
+    Returns:
+        Indices of the training and of the validation images, both rising.
+    """
+    random = np.random.default_rng(0)
+    is_val = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        is_val[members[: round(share * len(members))]] = True
+    return np.flatnonzero(~is_val), np.flatnonzero(is_val)
+
+
+def carve_out(source: Source, share: float) -> tuple[PartSource, PartSource]:
+    """Take validation images out of the training images: this part of each class, at least one of each.
+
+    An image's name alone decides its turn, so the split depends neither on the run's seed nor on the order of the
+    images, and hardly changes when images are added.
+
+    Returns:
+        Training and validation images.
+
+    Raises:
+        ValueError: A class has one image only, which cannot be in both.
+    """
+    turns = [hashlib.sha256(source.name(index).encode()).digest() for index in range(len(source.targets))]
+    targets = np.asarray(source.targets)
+    is_val = np.zeros(len(targets), dtype=bool)
+    for label, name in enumerate(source.classes):
+        members = sorted(np.flatnonzero(targets == label), key=lambda index: turns[index])
+        if len(members) == 1:
+            raise ValueError(f'--val-split {share}: class {name!r} has one image only: give it more, or leave it out')
+        is_val[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
+    return PartSource(source, np.flatnonzero(~is_val).tolist()), PartSource(source, np.flatnonzero(is_val).tolist())
+
+
+def choose_per_class(source: Source, count: int | None, seed: int) -> np.ndarray:
+    """Choose the images to train on.
+
+    Args:
+        source: The training images.
+        count: How many of each class; None chooses all.
+        seed: Chooses which; the same for every count, so that fewer are a part of more.
+
+    Raises:
+        ValueError: A class has fewer.
+    """
+    targets = np.asarray(source.targets)
+    if count is None:
+        return np.arange(len(targets))
+    chosen = []
+    for label, name in enumerate(source.classes):
+        members = np.flatnonzero(targets == label)
+        if len(members) < count:
+            raise ValueError(f'--labels-per-class {count}: class {name!r} has only {len(members)} training images')
+        chosen.append(np.random.default_rng((seed, label)).permutation(members)[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def number_targets(labels: list, names: list[str] | None, what: str) -> tuple[list[int], list[str]]:
+    """Number the classes of a data set's labels.
+
+    Args:
+        labels: Of each image, a number or a name.
+        names: Of the classes, where the data set tells them; labels are then indices into it.
+        what: The data set, for errors.
+
+    Returns:
+        Class index of each image, and the classes' names. Without names these are the labels that occur, in natural
+        order.
+
+    Raises:
+        ValueError: There are fewer than two classes, or a label that is none of them.
+    """
+    if names is None:
+        found = sorted({str(label) for label in labels}, key=lambda name: (natural_key(name), name))
+        numbers = {name: number for number, name in enumerate(found)}
+        targets, classes = [numbers[str(label)] for label in labels], found
+    else:
+        targets, classes = [int(label) for label in labels], [str(name) for name in names]
+    if len(classes) < 2:
+        raise ValueError(f'{what} has {len(classes)} classes: at least two are needed')
+    wrong = sorted({target for target in targets if not 0 <= target < len(classes)})
+    if wrong:
+        raise ValueError(f'{what} has labels {wrong[:5]}, but its classes are numbered 0 to {len(classes) - 1}')
+    return targets, classes
+
+
+def read_class_map(path: str) -> list[str]:
+    """Read the classes in the order of their numbers, from a file in one of timm's two formats.
+
+    Raises:
+        ValueError: The file is missing, of another kind, or does not number classes from 0, each once.
+    """
+    if not Path(path).is_file() or Path(path).suffix.lower() not in ('.txt', '.pkl'):
+        raise ValueError(f'--class-map {path} must be a file: .txt with a class a line, or .pkl with a dictionary')
+    try:
+        numbers = load_class_map(path)  # timm opens the pickle without letting it run code
+    except (pickle.UnpicklingError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f'--class-map {path} cannot be read: {error}') from error
+    if '' in numbers or sorted(numbers.values()) != list(range(len(numbers))) or len(numbers) < 2:
+        raise ValueError(f'--class-map {path} must number its classes 0, 1, 2, ..., each once and without empty lines')
+    return [str(name) for name, _ in sorted(numbers.items(), key=lambda item: item[1])]
+
+
+def map_classes(source: Source, classes: list[str], path: str) -> PartSource:
+    """Number the classes of a source as a class map does.
+
+    Args:
+        source: Its classes are told by their names.
+        classes: In the order of their new numbers; some may have no image.
+        path: The map's, for errors.
+
+    Raises:
+        ValueError: A class that has images is not in the map; timm would drop those images without a word.
+    """
+    places = {name: number for number, name in enumerate(classes)}
+    unknown = sorted({source.classes[target] for target in source.targets} - places.keys())
+    if unknown:
+        raise ValueError(
+            f'--class-map {path} lacks {len(unknown)} of the classes that have images, such as {unknown[:5]}: add them '
+            'to it, or take their images away'
+        )
+    numbers = {old: places[name] for old, name in enumerate(source.classes) if name in places}
+    return PartSource(source, numbers=numbers, classes=classes)
