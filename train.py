@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from training import devices, evaluation, networks, trackers
+from training import devices, evaluation, networks, sharding, trackers
 from training.augmentation import greatest_part
 from training.blocks import BlockNorms, block_scales
 from training.config import Config
@@ -110,6 +110,8 @@ def train(session: Session, folder: RunFolder, interruption: Interruption) -> No
             save(session, folder)
             stops = stops or interruption.is_agreed(accelerator, may_wait=True)
             if stops and progress.epoch < session.epochs:
+                if not sharding.can_be_resumed(accelerator):
+                    raise InterruptedRun(f'stopped; the weights of finished epochs are in {folder.path}')
                 raise InterruptedRun(f'stopped and saved; go on with: --resume {folder.path}')
     finally:
         live_line.close()
@@ -216,11 +218,16 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine, inter
     row = progress.finish_epoch(train_metrics, val_metrics, images, {**rates, **norms_of_blocks, **scales})
     session.curves.add_epoch(session.step, row)
     session.tally = Tally(accelerator.device)
+    weights = (
+        sharding.whole_weights(accelerator, session.model, session.network)
+        if session.ema is None
+        else session.ema.module.state_dict()
+    )
     with shared_writing(accelerator, f'the checkpoints in {folder.state} are as before'):
         if accelerator.is_main_process:
             live_line.write(describe_epoch(row, session.epochs))
             for name in ('best', 'last') if progress.best() is row else ('last',):
-                folder.write_weights(name, session.evaluated, classes, session.input_format, config)
+                folder.write_weights(name, session.evaluated, weights, classes, session.input_format, config)
             folder.write_metrics(progress.history)
     if session.thawing.thaw(progress.epoch):
         follow_thaw(session)

@@ -159,8 +159,11 @@ def _crops(picture: Tensor) -> Iterator[Tensor]:
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """Make a folder with 8 training and 3 validation images in each of three colours, learnt at once."""
+    return write_colours(tmp_path / 'colours')
+
+
+def write_colours(root: Path) -> Path:
     random = np.random.default_rng(0)
-    root = tmp_path / 'colours'
     for split, count in (('train', 8), ('val', 3)):
         for channel, name in enumerate(('blue', 'green', 'red')):
             folder = root / split / name

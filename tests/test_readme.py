@@ -34,7 +34,8 @@ def blocks(text: str, language: str) -> list[str]:
 
 def commands() -> list[str]:
     """Single commands in bash blocks and in the text."""
-    lines = [line for page in PAGES.values() for block in blocks(page, 'bash') for line in block.splitlines()]
+    docs = [(ROOT / 'docs' / 'clusters.md').read_text()]
+    lines = [line for page in [*PAGES.values(), *docs] for block in blocks(page, 'bash') for line in block.splitlines()]
     lines += [
         code for page in PAGES.values() for code in re.findall(r'`((?:python|accelerate|pip|pytest) [^`]+)`', page)
     ]
@@ -62,8 +63,8 @@ def test_python_blocks_run(
 def test_commands_exist(command: str) -> None:
     words = shlex.split(re.sub(r'^([A-Z_]+=\w+ )+', '', command.partition('>')[0]))
     program, arguments = Path(words[0]).name, words[1:]
-    if program in ('python', 'python3', 'accelerate'):
-        if arguments[0] == 'launch':  # the launcher's own options, then the script's
+    if program in ('python', 'python3', 'accelerate', 'torchrun'):
+        if arguments[0] == 'launch' or program == 'torchrun':  # the launcher's own options, then the script's
             arguments = arguments[next(i for i, word in enumerate(arguments) if word.endswith('.py')) :]
         check_script(arguments)
     elif program == 'pip':

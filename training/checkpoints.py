@@ -19,8 +19,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from . import sharding
 from .config import CHECKPOINT_EVERY, Config
 from .faults import Fault, shared_writing
 from .metrics import Tally
@@ -131,6 +132,8 @@ def save_checkpoint(folder: Path, accelerator: Accelerator, state: RunState, kee
         Fault: It could not be written; the checkpoints before it are as they were.
     """
     processes = gather_object([{'random': random_state(), 'sums': state.tally.sums.cpu()}])
+    # Every process has a part of what is spread over them.
+    weights, optimizer = sharding.whole(state.network.state_dict()), sharding.whole(state.optimizer.state_dict())
     with shared_writing(accelerator, f'the checkpoints in {folder} are as before'):
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
@@ -139,14 +142,15 @@ def save_checkpoint(folder: Path, accelerator: Accelerator, state: RunState, kee
             target = folder / f'epoch-{state.progress.epoch:05d}-step-{state.progress.update:07d}'
             if not target.exists():  # the same place has the same contents
                 scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
-                write_checkpoint(target, state, {'scaler': scaler, 'processes': processes})
+                others = {'optimizer': optimizer, 'scaler': scaler, 'processes': processes}
+                write_checkpoint(target, state, weights, others)
             for older in checkpoints(folder)[:-keep]:
                 removed = older.with_name(f'.{older.name}.removed')
                 os.rename(older, removed)
                 shutil.rmtree(removed)
 
 
-def write_checkpoint(target: Path, state: RunState, others: dict[str, Any]) -> None:
+def write_checkpoint(target: Path, state: RunState, weights: dict[str, Tensor], others: dict[str, Any]) -> None:
     """Write a checkpoint under another name, and rename it when it is whole and on the disk.
 
     So a name of the form epoch-E-step-S always was a whole checkpoint once; the manifest tells whether it still is.
@@ -154,12 +158,11 @@ def write_checkpoint(target: Path, state: RunState, others: dict[str, Any]) -> N
     unfinished = target.with_name(f'.{target.name}.unfinished')
     unfinished.mkdir()
     try:
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.network.state_dict().items()}
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
         save_file(tensors, unfinished / 'model.safetensors')
         further = {name: stateful.state_dict() for name, stateful in state.further.items()}
         others = {
             **others,
-            'optimizer': state.optimizer.state_dict(),
             'update_size': state.order.update_size,
             'further': further,
         }
@@ -257,7 +260,8 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, state: RunState, con
     place, remark = find_place(progress.update, others['update_size'], state.order, config)
     if len(processes) != accelerator.num_processes:
         remark += f'; saved by {len(processes)} processes, now {accelerator.num_processes}'
-    state.network.load_state_dict(load_file(newest / 'model.safetensors'))
+    weights = load_file(newest / 'model.safetensors')
+    state.network.load_state_dict(sharding.spread_weights(weights, state.network))
     state.optimizer.load_state_dict(others['optimizer'])
     if accelerator.scaler is not None and others['scaler'] is not None:
         accelerator.scaler.load_state_dict(others['scaler'])

@@ -16,6 +16,7 @@ from accelerate.utils import DataLoaderConfiguration, DistributedType, GradientA
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from . import sharding
 from .config import Config
 
 # Parameters of glibc's mallopt(3).
@@ -23,9 +24,15 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 
 WORKING_LAUNCH = (
-    'ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --num_machines 1 '
-    '--dynamo_backend no --mixed_precision no train.py (leave out ACCELERATE_USE_CPU=true for GPUs)'
+    'accelerate launch --multi_gpu --num_processes N --num_machines 1 --dynamo_backend no --mixed_precision no '
+    'train.py (with or without GPUs, for all its name)'
 )
+# The launcher's word for a way of training, the type accelerate then has, and its name.
+ASKED_FOR = {
+    'ACCELERATE_USE_FSDP': (DistributedType.FSDP, 'FSDP'),
+    'ACCELERATE_USE_DEEPSPEED': (DistributedType.DEEPSPEED, 'DeepSpeed'),
+    'ACCELERATE_USE_MEGATRON_LM': (DistributedType.MEGATRON_LM, 'Megatron-LM'),
+}
 
 
 def keep_freed_memory() -> bool:
@@ -82,17 +89,22 @@ def create_accelerator(config: Config, trackers: Sequence[str] = ()) -> Accelera
     """
     # The state is a singleton of the process: without this, a second run would keep the first one's precision.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision=config.mixed_precision,
-        dynamo_backend=config.torchcompile,
-        log_with=list(trackers) or None,
-        # Where a tracker writes is set once the run has its folder; accelerate wants to hear of a place now.
-        project_dir=config.output,
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
-        # An epoch holds whole updates only, so the count of batches never has to restart at its end.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(config.grad_accum_steps, sync_with_dataloader=False),
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=config.mixed_precision,
+            dynamo_backend=config.torchcompile,
+            log_with=list(trackers) or None,
+            # Where a tracker writes is set once the run has its folder; accelerate wants to hear of a place now.
+            project_dir=config.output,
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),
+            # An epoch holds whole updates only, so the count of batches never has to restart at its end.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                config.grad_accum_steps, sync_with_dataloader=False
+            ),
+        )
+    except ImportError as error:  # DeepSpeed and Megatron-LM are packages of their own
+        raise ValueError(f'accelerate cannot run as it was configured: {error}') from error
     started = int(os.environ.get('WORLD_SIZE', 1))
     if started != accelerator.num_processes:
         raise ValueError(
@@ -100,6 +112,7 @@ def create_accelerator(config: Config, trackers: Sequence[str] = ()) -> Accelera
             f'would train {started} separate networks; use: {WORKING_LAUNCH}'
         )
     share_cores(config.threads)
+    sharding.adjust(accelerator, config)
     return accelerator
 
 
@@ -119,10 +132,37 @@ def describe(accelerator: Accelerator) -> str:
         f'{count} process{"es" if count > 1 else ""} on {device}, {torch.get_num_threads()} CPU threads each, '
         f'{describe_precision(accelerator)}'
     )
-    sharding = os.environ.get('ACCELERATE_USE_FSDP', '').lower() in ('true', '1')
-    if sharding and accelerator.distributed_type != DistributedType.FSDP:
-        line += '; FSDP was asked for, but without GPUs accelerate runs plain DDP'
-    return line
+    return '; '.join([line, *describe_differences(accelerator)])
+
+
+def describe_differences(accelerator: Accelerator) -> list[str]:
+    """Say what the launcher was asked for and accelerate did not do, of which it says nothing itself."""
+    found = []
+    if accelerator.distributed_type == DistributedType.FSDP:
+        found.append('parameters, gradients and optimizer state spread by FSDP2')
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        stage = accelerator.deepspeed_plugin.zero_stage
+        found.append(f'DeepSpeed ZeRO-{stage}, under which weights are saved but no run can be resumed')
+    for variable, (kind, name) in ASKED_FOR.items():
+        if os.environ.get(variable, '').lower() in ('true', '1') and accelerator.distributed_type != kind:
+            found.append(f'{name} was asked for, but without GPUs accelerate runs plain DDP')
+    if accelerator.num_processes == 1 and is_lone_process_of_several():
+        found.append(
+            'if several processes were asked for: this way of starting gives one, whatever --num_processes says; use: '
+            + WORKING_LAUNCH
+        )
+    return found
+
+
+def is_lone_process_of_several() -> bool:
+    """Tell a process that `accelerate launch` started alone although several were asked for.
+
+    With --cpu, and without --multi_gpu on a machine without GPUs, it starts one process. It leaves a trace: the
+    address at which several would meet, and no number of processes. (Whoever sets MASTER_ADDR for a run of one process
+    leaves the same trace, so this is no error.)
+    """
+    meets = 'MASTER_ADDR' in os.environ and 'MASTER_PORT' in os.environ
+    return meets and 'ACCELERATE_USE_CPU' in os.environ and 'WORLD_SIZE' not in os.environ
 
 
 def settle_gradient_buckets(

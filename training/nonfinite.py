@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from .data import UNREADABLE
+from .sharding import own_part
 from .sources import Source
 
 # After so many updates skipped in a row a run stops all the same: the fault is not in a few images then.
@@ -72,7 +73,7 @@ class LossWatch:
         if accelerator.scaler is None:  # a scaler for fp16 meets infinite gradients as it should, by itself
             # One infinite gradient would poison the weights, and every loss after it. A sum shows it in one pass.
             learnt = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
-            gradients = torch.stack([gradient.sum().float() for gradient in learnt])
+            gradients = torch.stack([own_part(gradient).sum().float() for gradient in learnt])
         is_bad = torch.stack([~numbers.isfinite().all() for numbers in (losses, gradients)]).float()
         bad_losses, bad_gradients = accelerator.reduce(is_bad, 'sum').tolist()
         if not bad_losses and not bad_gradients:
@@ -120,7 +121,7 @@ class LossWatch:
 
     def look_at_weights(self, accelerator: Accelerator) -> list[str]:
         """Describe the batches of the newest update if a weight or buffer is not finite after it."""
-        tensors = [tensor for tensor in self.network.state_dict().values() if tensor.is_floating_point()]
+        tensors = [own_part(tensor) for tensor in self.network.state_dict().values() if tensor.is_floating_point()]
         is_bad = ~torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
         if not accelerator.reduce(is_bad.float(), 'sum').item():
             return []

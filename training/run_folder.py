@@ -25,7 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 from .config import Config
 from .data import InputFormat
@@ -192,10 +192,17 @@ class RunFolder:
         return f'{batch}; its images are in {self.path / NONFINITE}: {advice}'
 
     def write_weights(
-        self, name: str, model: nn.Module, classes: list[str], input_format: InputFormat, config: Config
+        self,
+        name: str,
+        model: nn.Module,
+        weights: dict[str, Tensor],
+        classes: list[str],
+        input_format: InputFormat,
+        config: Config,
     ) -> None:
         """Write a network in timm's own layout; the configuration goes along inside the weights' metadata.
 
+        The weights are given besides the network, which may hold only this process's part of them.
         timm's save_for_hf would write both files in place, keep num_classes among the model's arguments (which
         transformers then passes twice), and refuse channels-last tensors, as safetensors does.
         """
@@ -207,7 +214,7 @@ class RunFolder:
             contents.get('model_args', {}).pop('num_classes', None)
             path.write_text(json.dumps(contents, indent=2) + '\n')
 
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
         metadata = {'format': 'pt', 'config': config.to_json()}
         replace_file(self.path / name / 'config.json', write_config)
         replace_file(self.path / name / 'model.safetensors', lambda path: save_file(tensors, path, metadata))

@@ -36,13 +36,18 @@ def create_groups(config: Config, network: nn.Module, regime: str) -> list[dict[
     return list(split.values())
 
 
-def create_optimizer(config: Config, groups: list[dict]) -> Optimizer:
+def create_optimizer(config: Config, groups: list[dict], is_spread: bool = False) -> Optimizer:
     """Make timm's optimizer for parameter groups that were made before anything wraps the network.
 
     Where torch can update all parameters in one kernel, it does: on a CPU, too, that is faster.
+
+    Args:
+        config: Of the run.
+        groups: What learns.
+        is_spread: Whether parameters will be spread over processes, for which torch has not all of these kernels.
     """
-    is_torch = get_optimizer_class(config.opt, bind_defaults=False) in (SGD, Adam, AdamW)
-    options = {'fused': True if is_torch else None, 'eps': config.opt_eps, 'betas': config.opt_betas}
+    can_fuse = get_optimizer_class(config.opt, bind_defaults=False) in (SGD, Adam, AdamW) and not is_spread
+    options = {'fused': True if can_fuse else None, 'eps': config.opt_eps, 'betas': config.opt_betas}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     return create_optimizer_v2(
         groups, config.opt, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, **given

@@ -15,7 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from . import devices, networks, trackers
+from . import devices, networks, sharding, trackers
 from .augmentation import BatchAugmentation
 from .checkpoints import CheckpointPace, RunState, load_checkpoint, save_checkpoint
 from .config import Config
@@ -104,12 +104,11 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     )
     assert config.memory_format is not None
     memory_format = LAYOUTS[config.memory_format]
-    network = network.to(accelerator.device).to(memory_format=memory_format)
+    network = network.to(accelerator.device).to(memory_format=sharding.weights_format(accelerator, memory_format))
     normalize = Normalize(input_format.mean, input_format.std, memory_format).to(accelerator.device)
     images = create_images(config, sources, input_format)
     order = create_order(config, sources, accelerator.num_processes)
-    optimizer = create_optimizer(config, groups)
-    schedule = create_schedule(config, optimizer, order.updates)
+    optimizer = create_optimizer(config, groups, sharding.is_spread(accelerator))
     accelerator.print(f'{networks.describe(config, network, config.regime)}, weights from {origin}')
     accelerator.print(order.describe(sources, input_format))
     features = None
@@ -119,8 +118,10 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     ema = ModelEmaV3(network, config.model_ema_decay, use_warmup=config.model_ema_warmup) if config.model_ema else None
     set_seed(config.seed, device_specific=True)  # from here on each process has its own dropout
     model, prepared_optimizer, loaders['train'], loaders['val'] = accelerator.prepare(
-        learner, optimizer, loaders['train'], loaders['val']
+        sharding.autocast(accelerator, learner), optimizer, loaders['train'], loaders['val']
     )
+    sharding.check_prepared(accelerator, network, config)
+    sharding.share_buffers(accelerator, model)
     assert config.epochs is not None, 'the configuration is resolved'
     session = Session(
         config=config,
@@ -130,7 +131,8 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         network=network,
         model=model,
         optimizer=prepared_optimizer,
-        schedule=schedule,
+        # Made of what was prepared: DeepSpeed may put an optimizer of its own in the place of ours.
+        schedule=create_schedule(config, prepared_optimizer, order.updates),
         loaders=loaders,
         order=order,
         epochs=config.epochs,
@@ -212,10 +214,11 @@ def refuse_faults(session: Session, folder: RunFolder, is_saving: bool = False) 
 
 
 def save(session: Session, folder: RunFolder) -> None:
-    """Save a checkpoint, unless what would be saved is broken."""
+    """Save a checkpoint, unless what would be saved is broken, or would not hold the whole run."""
     refuse_faults(session, folder, is_saving=True)
     save_bad_images(session, folder)
-    save_checkpoint(folder.state, session.accelerator, session.state, session.config.keep_checkpoints)
+    if sharding.can_be_resumed(session.accelerator):
+        save_checkpoint(folder.state, session.accelerator, session.state, session.config.keep_checkpoints)
     session.pace.restart()
 
 

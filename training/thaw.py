@@ -6,15 +6,13 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType
 from torch import nn
 
 import timm_devnet
 
+from . import sharding
 from .config import Config
 from .schedule import create_groups
-
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class Thawing:
@@ -67,7 +65,7 @@ class Thawing:
         """Go on to the regime of a checkpoint, and load the optimizer's state, which fits then."""
         while self.passed < state_dict['passed']:
             self._next()
-        self.optimizer.load_state_dict(state_dict['optimizer'])
+        self.optimizer.load_state_dict(sharding.spread_optimizer_state(state_dict['optimizer'], self.optimizer))
 
 
 def check_thaws(config: Config, network: nn.Module, accelerator: Accelerator) -> None:
@@ -87,5 +85,5 @@ def check_thaws(config: Config, network: nn.Module, accelerator: Accelerator) ->
             f'--thaw {config.thaw} after --regime {config.regime} must go upwards in {", ".join(known)}: each regime '
             'trains what the one before it trained, and more'
         )
-    if len(names) > 1 and accelerator.distributed_type in SHARDED:
+    if len(names) > 1 and sharding.is_spread(accelerator):
         raise ValueError(f'--thaw cannot add to an optimizer that is sharded ({accelerator.distributed_type.value})')

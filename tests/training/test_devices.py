@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import platform
 from types import SimpleNamespace
@@ -72,6 +73,33 @@ def test_fsdp_that_is_none_is_called_what_it_is(monkeypatch: pytest.MonkeyPatch)
     assert devices.describe(accelerator).endswith(
         'bf16; FSDP was asked for, but without GPUs accelerate runs plain DDP'
     )
+
+
+def test_deepspeed_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec('deepspeed'):
+        pytest.skip('DeepSpeed is installed')
+    monkeypatch.setenv('ACCELERATE_USE_DEEPSPEED', 'true')
+    with pytest.raises(ValueError, match='accelerate cannot run as it was configured: .*pip install deepspeed'):
+        devices.create_accelerator(Config(threads=1))
+
+
+@pytest.mark.parametrize(
+    ('environment', 'expected'),
+    [
+        ({'ACCELERATE_USE_CPU': 'True', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29500'}, True),
+        ({'ACCELERATE_USE_CPU': 'True'}, False),  # no more than one was asked for
+        ({'ACCELERATE_USE_CPU': 'true', 'MASTER_ADDR': 'a', 'MASTER_PORT': '1', 'WORLD_SIZE': '2'}, False),
+        ({'MASTER_ADDR': 'a', 'MASTER_PORT': '1'}, False),  # the user's own, and no launcher
+    ],
+)
+def test_a_lone_process_of_several_is_noticed(
+    environment: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ('ACCELERATE_USE_CPU', 'MASTER_ADDR', 'MASTER_PORT', 'WORLD_SIZE'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert devices.is_lone_process_of_several() == expected
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc has mallopt')
