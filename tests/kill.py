@@ -48,9 +48,18 @@ CONFIGURATIONS = {
     'regime all': GROWN,
     'no dropout': '--drop 0.0',
     'workers 2': '--workers 2',
+    'cached images': '--cache-images',
+    'cached features': f'{GROWN} --regime new --cache-features 2',
+    'two processes, cached features': f'{GROWN} --regime new --cache-features 1 --batch-size 2',
+    'thaw, moving average, mixup': '--regime new --thaw all@1 --model-ema --mixup 0.2 --reprob 0.5',
     'adamw, skip': '--opt adamw --lr 0.001 --nonfinite skip --sched cosine',
 }
-PROCESSES = {'two processes': 2, 'three processes': 3, 'two processes, accumulation': 2}
+PROCESSES = {
+    'two processes': 2,
+    'three processes': 3,
+    'two processes, accumulation': 2,
+    'two processes, cached features': 2,
+}
 
 
 @dataclass(frozen=True)
