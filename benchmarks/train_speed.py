@@ -139,6 +139,7 @@ def images_per_s(run: Run, images: Path, output: Path, timm_train: Path) -> floa
     common += ['--epochs', '2', '--output', str(output), '--warmup-epochs', '0']
     # As on a user's machine: neither script is told how many threads to use.
     environment = {name: value for name, value in os.environ.items() if name != 'OMP_NUM_THREADS'}
+    environment['XDG_CACHE_HOME'] = str(output.parent / 'cache')  # the user's own stays as it is
     environment['PYTHONPATH'] = os.pathsep.join([str(ROOT), environment.get('PYTHONPATH', '')])
     if run.is_timm:
         more = ['--num-classes', str(CLASSES), '--val-split', 'val', '--device', 'cpu', '--log-interval', '1000000']
@@ -146,7 +147,16 @@ def images_per_s(run: Run, images: Path, output: Path, timm_train: Path) -> floa
         done = run_command(command, environment)
         seconds = {int(epoch): float(mean) for epoch, mean in TIMM_MEAN.findall(done.stdout + done.stderr)}
         return BATCH_SIZES[run.base] / seconds[1]
-    command = [sys.executable, str(ROOT / 'train.py'), *common, '--no-pretrained', '--img-size', '224', *run.flags]
+    command = [
+        sys.executable,
+        str(ROOT / 'train.py'),
+        *common,
+        '--no-pretrained',
+        '--img-size',
+        '224',
+        '--no-report',
+        *run.flags,
+    ]
     done = run_command(command, environment)
     (folder,) = re.findall(r'^run folder (.*)$', done.stdout, re.MULTILINE)
     with open(Path(folder) / 'metrics.csv') as file:
