@@ -82,7 +82,7 @@ def runs(folder: Path, common: dict[str, Any]) -> Path:
         (dataclasses.replace(norms, experiment='continued', epochs=1), True),
         (dataclasses.replace(norms, experiment='continued', resume='auto'), True),
         (dataclasses.replace(norms, experiment='changed', epochs=1), False),
-        (dataclasses.replace(norms, experiment='changed', resume='auto'), True),
+        (dataclasses.replace(norms, experiment='changed', resume='auto', nonfinite='skip'), True),
         *((dataclasses.replace(bf16, experiment=f'{name}-bf16'), name == 'spread') for name in ('whole', 'spread')),
     ]
     jobs: list[dict[str, Any]] = [
@@ -189,7 +189,7 @@ def test_a_run_goes_on_spread_that_began_whole(runs: Path) -> None:
 def test_a_spread_checkpoint_is_that_of_the_whole_run(runs: Path) -> None:
     states = []
     for name in ('spread', 'whole'):
-        *_, checkpoint = sorted((runs / name / 'state').iterdir())
+        checkpoint = max((runs / name / 'state').iterdir())
         optimizer = torch.load(checkpoint / 'optimizer.pt', weights_only=True)['optimizer']['optimizer']
         states.append((load_file(checkpoint / 'model.safetensors'), optimizer['state']))
     torch.testing.assert_close(states[0], states[1], rtol=1e-3, atol=1e-5)

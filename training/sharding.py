@@ -76,6 +76,8 @@ def adjust_deepspeed(accelerator: Accelerator, config: Config) -> None:
     """
     if config.resume is not None:
         raise ValueError(f'--resume {config.resume}: a run under DeepSpeed cannot be resumed, one under FSDP2 can')
+    if config.nonfinite == 'skip':
+        raise ValueError('--nonfinite skip: DeepSpeed updates the weights before a loss is known; give stop')
     if accelerator.mixed_precision != 'no':
         raise ValueError(
             f"DeepSpeed's {accelerator.mixed_precision} would cast BatchNorm's statistics too: give "
@@ -226,7 +228,7 @@ def spread_like(own: Any, tensor: Tensor) -> Tensor:
 
 
 def own_part(tensor: Any) -> Tensor:
-    """This process's part of a tensor that may be spread."""
+    """Take this process's part of a spread tensor; all of any other."""
     return tensor.to_local() if is_spread_tensor(tensor) else tensor
 
 

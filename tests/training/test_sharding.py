@@ -36,6 +36,7 @@ def with_deepspeed(**settings: Any) -> Any:
         (spread_by(DistributedType.MEGATRON_LM), Config(), 'Megatron-LM is for transformers'),
         (with_fsdp(), Config(model_ema=True), '--model-ema and --cache-features need the whole network'),
         (with_deepspeed(), Config(resume='auto'), '--resume auto: a run under DeepSpeed cannot be resumed'),
+        (with_deepspeed(), Config(nonfinite='skip'), '--nonfinite skip: DeepSpeed updates the weights before'),
         (with_deepspeed(gradient_clipping=1.0), Config(), 'gradient_clipping is 1.0: .* give --clip-grad'),
         (with_deepspeed(gradient_accumulation_steps=4), Config(), 'steps is 4: .* give --grad-accum-steps'),
     ],
