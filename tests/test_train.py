@@ -384,7 +384,7 @@ def test_bf16_trains(config: Config) -> None:
     config = dataclasses.replace(config, mixed_precision='bf16', epochs=1)
     summary = train.main(config)
     facts = json.loads(Path(summary['run'], 'run.json').read_text())
-    assert facts['machine'].endswith('bf16')
+    assert 'bf16' in facts['machine']
     assert np.isfinite(summary['loss'])
 
 

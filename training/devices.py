@@ -121,7 +121,15 @@ def describe_precision(accelerator: Accelerator) -> str:
     asked = accelerator.mixed_precision
     if asked == 'fp16' and accelerator.device.type == 'cpu':
         return 'fp32 (fp16 was asked for, which needs a GPU; on a CPU there is bf16)'
+    if asked == 'bf16' and accelerator.device.type == 'cpu' and not computes_bf16():
+        return 'bf16 (which this CPU has no instructions for: far slower than fp32)'
     return 'fp32' if asked == 'no' else asked
+
+
+def computes_bf16() -> bool:
+    """Tell whether this CPU computes in bf16: an x86 without AVX-512 takes hundreds of times longer than in fp32."""
+    is_x86 = platform.machine().lower() in ('x86_64', 'amd64')
+    return not is_x86 or torch.backends.cpu.get_cpu_capability().startswith('AVX512')
 
 
 def describe(accelerator: Accelerator) -> str:

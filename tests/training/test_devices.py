@@ -64,7 +64,23 @@ def test_the_precision_of_an_earlier_run_does_not_stay() -> None:
     assert devices.create_accelerator(Config(threads=1, mixed_precision='no')).mixed_precision == 'no'
 
 
+@pytest.mark.parametrize(
+    ('machine', 'capability', 'can'),
+    [('x86_64', 'AVX512', True), ('AMD64', 'AVX2', False), ('x86_64', 'DEFAULT', False), ('arm64', 'DEFAULT', True)],
+)
+def test_bf16_without_instructions_for_it_is_said(
+    machine: str, capability: str, can: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, 'machine', lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    accelerator: Any = SimpleNamespace(device=torch.device('cpu'), mixed_precision='bf16')
+    assert (devices.describe_precision(accelerator) == 'bf16') == can
+    accelerator.device = torch.device('cuda')
+    assert devices.describe_precision(accelerator) == 'bf16'
+
+
 def test_fsdp_that_is_none_is_called_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX512')
     accelerator: Any = SimpleNamespace(
         num_processes=2, device=torch.device('cpu'), mixed_precision='bf16', distributed_type='MULTI_CPU'
     )
