@@ -54,7 +54,7 @@ def main(config: Config) -> dict[str, Any]:
         devices.keep_freed_memory()
         accelerator = devices.create_accelerator(config, trackers.choose_trackers(config.tracker))
         accelerator.print(devices.describe(accelerator))
-        folder = find_folder(config)
+        folder = find_folder(config, accelerator)
         session = prepare(folder.adopt_choices(config) if folder else config, accelerator)
         config = session.config
         if folder is not None:

@@ -12,11 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from .images import make_folder
 
 ROOT = Path(__file__).parent.parent
-CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def memory(model: str = 'vgg16_wa2048', batch_size: int = 8, updates: int = 4, l
     """
     peaks = {}
     with tempfile.TemporaryDirectory() as folder:
-        images = make_folder(Path(folder), batch_size * updates)
+        images = make_folder(Path(folder), batch_size * updates, (256, 256))
         for regime in ('new', 'all'):
             flags = ['--model', model, '--regime', regime, '--batch-size', str(batch_size), '--epochs', '1']
             peaks[regime] = run(Path(folder), images, ['--img-size', '224', *flags]).peak_bytes
@@ -71,26 +69,12 @@ def scaling(counts: tuple[int, ...] = (1000, 10_000, 100_000), epochs: tuple[int
     print('| --- | --- | --- | --- | --- |')
     with tempfile.TemporaryDirectory() as folder:
         for count, number in cases:
-            images = make_folder(Path(folder), count, side=40)
+            images = make_folder(Path(folder), count, (40, 40))
             usage = run(Path(folder), images, [*small, '--epochs', str(number)])
             per_image_ms = 1000 * sum(usage.epoch_s) / (count * number)
             row = f'{count} | {number} | {per_image_ms:.2f} | {usage.seconds:.0f} | {usage.peak_bytes / 1e6:.0f}'
             print(f'| {row} |', flush=True)
     return 0
-
-
-def make_folder(folder: Path, count: int, side: int = 256) -> Path:
-    """Make a folder of JPEG images, 20 more to evaluate on; once."""
-    root = folder / f'images-{count}-{side}'
-    random = np.random.default_rng(0)
-    for split, wanted in (('train', count), ('val', 20)):
-        for number in range(CLASSES):
-            (root / split / f'class{number}').mkdir(parents=True, exist_ok=True)
-        for index in range(wanted):
-            path = root / split / f'class{index % CLASSES}' / f'{index}.jpg'
-            if not path.exists():
-                Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
-    return root
 
 
 def run(folder: Path, images: Path, flags: list[str]) -> Usage:

@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from training.devices import computes_bf16
 
+from .images import CLASSES, make_folder
+
 ROOT = Path(__file__).parent.parent
-CLASSES = 10
+IMAGE_SIZE = 400, 300
 BATCH_SIZES = {'tf_efficientnet_lite0': 32, 'vgg16': 8, 'alexnet': 32}
 # Runs timm's script with this plugin's networks in its process, since timm has no AlexNet.
 TIMM_SCRIPT = (
@@ -107,7 +107,7 @@ def train(timm_train: Path, repeats: int = 5, updates: int = 8, models: tuple[st
         for turn in range(repeats):
             for run in runs:
                 count = run.epoch_images or updates * BATCH_SIZES[run.base]
-                images = make_images(Path(folder), count)
+                images = make_folder(Path(folder), count, IMAGE_SIZE)
                 speeds[run].append(images_per_s(run, images, Path(folder) / 'runs', timm_train))
                 print(f'{turn + 1}/{repeats} {run.name}: {speeds[run][-1]:.1f} images/s', file=sys.stderr)
         rates = [head_rate() for _ in range(repeats)]
@@ -130,20 +130,6 @@ def row_of(ours: Run, theirs: Run, least: float, speeds: dict[Run, list[float]])
 def describe(values: Sequence[float], digits: int) -> str:
     """Median and range."""
     return f'{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})'
-
-
-def make_images(folder: Path, count: int) -> Path:
-    """Make a folder of JPEG photographs' size and smoothness, once; 32 more to evaluate on."""
-    root = folder / f'images-{count}'
-    random = np.random.default_rng(0)
-    for split, wanted in (('train', count), ('val', 32)):
-        for index in range(0 if (root / split).exists() and split == 'val' else wanted):
-            path = root / split / f'class{index % CLASSES}' / f'{index}.jpg'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-                Image.fromarray(coarse).resize((400, 300), Image.Resampling.BICUBIC).save(path, quality=90)
-    return root
 
 
 def images_per_s(run: Run, images: Path, output: Path, timm_train: Path) -> float:

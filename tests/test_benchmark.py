@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import benchmark
+from benchmarks import resources, train_speed
+from benchmarks.images import make_folder
 from training.config import DIGITS, Config
 
 ROOT = Path(__file__).parent.parent
@@ -159,3 +161,41 @@ def test_a_run_trains_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     row = benchmark.run(dataclasses.replace(config, labels_per_class=4, img_size=32, workers=0))
     assert 0 <= float(row['top1']) <= 100
     assert list(tmp_path.iterdir()) == []
+
+
+def test_timm_tells_the_mean_of_an_epoch() -> None:
+    lines = (
+        'Train: 0 [   0/8 ( 12%)]  Loss: 2.4 (2.4)  Time: 9.0s,  3.56/s  (9.000s,  3.56/s)  LR: 1.0e-2\n'
+        'Train: 0 [   7/8 (100%)]  Loss: 2.3 (2.3)  Time: 4.1s,  7.80/s  (4.250s,  7.53/s)  LR: 1.0e-2\n'
+        'Train: 1 [   7/8 (100%)]  Loss: 2.2 (2.2)  Time: 3.9s,  8.21/s  (4.000s,  8.00/s)  LR: 1.0e-2\n'
+    )
+    assert train_speed.TIMM_MEAN.findall(lines) == [('0', '4.250'), ('1', '4.000')]
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    ours, theirs = train_speed.Run('vgg16'), train_speed.timm_run('vgg16', '--amp')
+    speeds = {ours: [2.0, 8.0, 4.0], theirs: [1.0, 2.0, 4.0]}
+    cells, is_missed = train_speed.row_of(ours, theirs, 2.5, speeds)
+    assert cells == (
+        'train.py vgg16',
+        '4.0 (2.0 to 8.0)',
+        'timm vgg16 --amp',
+        '2.0 (1.0 to 4.0)',
+        '2.00 (1.00 to 4.00)',
+        '2.5',
+    )
+    assert is_missed
+
+
+def test_a_run_of_train_tells_what_it_took(tmp_path: Path) -> None:
+    images = make_folder(tmp_path, 40, (40, 40))
+    flags = ['--model', 'test_efficientnet', '--img-size', '32', '--batch-size', '20', '--epochs', '2']
+    usage = resources.run(tmp_path, images, flags)
+    assert len(usage.epoch_s) == 2
+    assert 0 < sum(usage.epoch_s) < usage.seconds
+    assert 1e8 < usage.peak_bytes < 1e10
+
+
+def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match='no-such-model'):
+        resources.run(tmp_path, make_folder(tmp_path, 10, (40, 40)), ['--model', 'no-such-model'])

@@ -32,22 +32,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def config(image_folder: Path, tmp_path: Path) -> Config:
+def config(config: Config) -> Config:
     """Configure a run of three epochs of three updates, with dropout."""
-    return Config(
-        data_dir=str(image_folder),
-        model='test_efficientnet',
-        pretrained=False,
-        drop=0.5,
-        img_size=32,
-        batch_size=8,
-        epochs=3,
-        workers=0,
-        threads=1,
-        warmup_epochs=0.4,
-        output=str(tmp_path / 'runs'),
-        experiment='run',
-    )
+    return dataclasses.replace(config, batch_size=8, epochs=3, warmup_epochs=0.4)
 
 
 @pytest.mark.parametrize('recipe', RECIPES)

@@ -157,16 +157,6 @@ def test_cached_features_train_the_same_network(config: Config, regime: str) -> 
     assert not Path(cached['run'], 'features').exists()
 
 
-def test_cached_features_go_on_bit_for_bit(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(config, regime='conv_head-new', cache_features=1)
-    unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
-    with monkeypatch.context() as patch:
-        stop_after(2, patch)
-        with pytest.raises(InterruptedRun):
-            train.main(config)
-    assert_same_weights(train.main(dataclasses.replace(config, resume='auto'))['run'], unbroken['run'])
-
-
 def test_a_signal_while_features_are_computed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(config, regime='new', cache_features=1)
     unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
@@ -178,11 +168,20 @@ def test_a_signal_while_features_are_computed(config: Config, monkeypatch: pytes
     assert_same_weights(train.main(dataclasses.replace(config, resume='auto'))['run'], unbroken['run'])
 
 
-def test_accumulation_goes_on_bit_for_bit(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(config, grad_accum_steps=2, clip_grad=1.0, sched='cosine')
+@pytest.mark.parametrize(
+    ('options', 'updates'),
+    [
+        ({'grad_accum_steps': 2, 'clip_grad': 1.0, 'sched': 'cosine'}, 3),
+        ({'regime': 'conv_head-new', 'cache_features': 1}, 2),
+    ],
+)
+def test_ways_of_training_go_on_bit_for_bit(
+    config: Config, options: dict, updates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, **options)
     unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
     with monkeypatch.context() as patch:
-        stop_after(3, patch)
+        stop_after(updates, patch)
         with pytest.raises(InterruptedRun):
             train.main(config)
     assert_same_weights(train.main(dataclasses.replace(config, resume='auto'))['run'], unbroken['run'])

@@ -278,8 +278,10 @@ def make_folder(config: Config, accelerator: Accelerator) -> RunFolder:
     return RunFolder(broadcast_object_list([path])[0])
 
 
-def find_folder(config: Config) -> RunFolder | None:
+def find_folder(config: Config, accelerator: Accelerator) -> RunFolder | None:
     """Find the run to go on with: the folder given, or for auto the newest of this name that has a checkpoint.
+
+    For auto all processes get what the main one finds: a shared disk is not the same everywhere at once.
 
     Raises:
         ValueError: The folder given has no checkpoint.
@@ -287,8 +289,9 @@ def find_folder(config: Config) -> RunFolder | None:
     if config.resume is None:
         return None
     if config.resume == 'auto':
-        resumable = [RunFolder(path) for path in numbered_runs(config) if checkpoints(path / 'state')]
-        return resumable[-1] if resumable else None
+        resumable = [path for path in numbered_runs(config) if checkpoints(path / 'state')]
+        path = broadcast_object_list([resumable[-1] if resumable else None])[0]
+        return None if path is None else RunFolder(path)
     folder = RunFolder(Path(config.resume))
     if not checkpoints(folder.state):
         raise ValueError(f'--resume {config.resume} has no checkpoint: give a run folder with some in state/, or auto')

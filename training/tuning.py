@@ -51,9 +51,8 @@ def choose_memory_format(config: Config, learner: nn.Module, img_size: int, acce
             known[key] = faster
             with suppress(OSError):  # a read-only home is no reason not to train
                 replace_text(path, json.dumps({**read_choices(path), key: faster}, indent=2))
-            accelerator.print(
-                f'measured: {faster} is {seconds[slower] / seconds[faster]:.2f} times as fast as {slower}'
-            )
+            ratio = seconds[slower] / seconds[faster]
+            accelerator.print(f'memory format {faster}, measured here {ratio:.2f} times as fast as {slower}')
         choice = [known[key]]
     chosen = broadcast_object_list(choice)[0]
     assert chosen is not None, 'the main process has chosen'

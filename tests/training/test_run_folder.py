@@ -29,18 +29,18 @@ def test_a_taken_name_gets_the_next_number(tmp_path: Path) -> None:
 
 def test_auto_finds_the_newest_run_with_a_checkpoint(tmp_path: Path) -> None:
     config = Config(output=str(tmp_path), experiment='run', resume='auto')
-    assert find_folder(config) is None
+    assert find_folder(config, Accelerator(cpu=True)) is None
     for name in ('run', 'run-2', 'run-10', 'running-11'):
         (tmp_path / name / 'state' / 'epoch-00001-step-0000000').mkdir(parents=True)
     (tmp_path / 'run-12' / 'state' / '.epoch-00001-step-0000000.unfinished').mkdir(parents=True)
-    found = find_folder(config)
+    found = find_folder(config, Accelerator(cpu=True))
     assert found is not None
     assert found.path.name == 'run-10'
 
 
 def test_a_folder_without_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'has no checkpoint: give a run folder with some in state/, or auto'):
-        find_folder(Config(resume=str(tmp_path)))
+        find_folder(Config(resume=str(tmp_path)), Accelerator(cpu=True))
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

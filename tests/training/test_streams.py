@@ -29,20 +29,9 @@ def cache(tmp_path: Path) -> ImageCache:
 
 
 @pytest.fixture
-def config(image_folder: Path, tmp_path: Path) -> Config:
+def config(config: Config, tmp_path: Path) -> Config:
     """Configure a short run on the cached folder."""
-    return Config(
-        data_dir=str(image_folder),
-        model='test_efficientnet',
-        pretrained=False,
-        img_size=32,
-        batch_size=4,
-        epochs=1,
-        workers=0,
-        threads=1,
-        output=str(tmp_path / 'runs'),
-        cache_dir=str(tmp_path / 'cache'),
-    )
+    return dataclasses.replace(config, drop=None, epochs=1, experiment=None, cache_dir=str(tmp_path / 'cache'))
 
 
 def read_all(source: Source) -> list[tuple[str, list[int]]]:

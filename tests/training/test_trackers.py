@@ -24,23 +24,9 @@ GROWN = 'tf_efficientnet_lite0_mwa512'
 
 
 @pytest.fixture
-def config(image_folder: Path, tmp_path: Path) -> Config:
+def config(config: Config) -> Config:
     """Configure a run of three epochs of twelve updates, so that some updates are looked at inside an epoch."""
-    return Config(
-        data_dir=str(image_folder),
-        model='test_efficientnet',
-        pretrained=False,
-        img_size=32,
-        batch_size=2,
-        epochs=3,
-        workers=0,
-        threads=1,
-        output=str(tmp_path / 'runs'),
-        experiment='run',
-        tracker='tensorboard',
-        memory_format='channels_last',
-        report=False,
-    )
+    return dataclasses.replace(config, drop=None, batch_size=2, epochs=3, tracker='tensorboard', report=False)
 
 
 def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
