@@ -39,8 +39,8 @@ def main(config: Config) -> dict[str, Any]:
     """Run one training from its configuration to its run folder.
 
     Returns:
-        top1, top5 (None below five classes) and loss of the best epoch, epoch, seconds, run (the folder's path); with
-        --eval-only what `training.evaluation.evaluate_only` returns.
+        top1, top5 (None below five classes) and loss of the best epoch, epoch, seconds, run (the folder's path) and
+        report (of report.html, None without one); with --eval-only what `training.evaluation.evaluate_only` returns.
 
     Raises:
         ValueError: The configuration, the data or the weights do not fit; nothing is left behind.
@@ -78,7 +78,8 @@ def main(config: Config) -> dict[str, Any]:
     best = session.progress.best()
     assert best is not None, 'the last epoch is always evaluated'
     results = {'top1': best['val_top1'], 'top5': best['val_top5'], 'loss': best['val_loss'], 'epoch': best['epoch']}
-    return {**results, 'seconds': session.progress.elapsed_s, 'run': str(folder.path)}
+    written = str(folder.path / 'report.html') if config.report else None
+    return {**results, 'seconds': session.progress.elapsed_s, 'run': str(folder.path), 'report': written}
 
 
 def fill_features(session: Session, folder: RunFolder, interruption: Interruption) -> None:
@@ -292,15 +293,15 @@ def finite(summary: dict[str, Any]) -> dict[str, Any]:
 def describe_result(summary: dict[str, Any]) -> str:
     """Write what `main` returns as one reads it."""
     top5 = '' if summary['top5'] is None else f', top-5 {summary["top5"]:.2f} %'
+    written = f'; report: {summary["report"]}' if summary['report'] else ''
     if 'run' not in summary:
-        written = f'; written: {summary["report"]}' if summary['report'] else ''
         return (
             f'top-1 {summary["top1"]:.2f} %{top5}, mean of the classes {summary["mean_class_top1"]:.2f} %, loss '
             f'{summary["loss"]:.4f} on {summary["images"]} images in {summary["seconds"]:.1f} s{written}'
         )
     return (
         f'best top-1 {summary["top1"]:.2f} %{top5} (epoch {summary["epoch"]}) after {summary["seconds"]:.0f} s, '
-        f'in {summary["run"]}; to load it:\n'
+        f'in {summary["run"]}{written}; to load it:\n'
         f"import timm, timm_devnet; model = timm.create_model('local-dir:{summary['run']}/best', pretrained=True)"
     )
 

@@ -188,7 +188,7 @@ def test_json_is_all_there_is_on_stdout(
     flags += f'--epochs 1 --workers 0 --threads 1 --output {tmp_path} --tracker none --json'.split()
     assert train.cli(flags) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out).keys() == {'top1', 'top5', 'loss', 'epoch', 'seconds', 'run'}
+    assert json.loads(printed.out).keys() == {'top1', 'top5', 'loss', 'epoch', 'seconds', 'run', 'report'}
     assert 'epoch 1/1' in printed.err
 
 

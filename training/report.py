@@ -156,7 +156,11 @@ def show_headline(predictions: Predictions, history: list[Row]) -> str:
         ('Largest class', percent(largest), 'what always answering with it would reach'),
         ('Cross-entropy', f'{metrics["loss"]:.4f}', 'validation'),
         ('Best epoch', f'{best["epoch"]:g}', f'of {last["epoch"]:g}'),
-        ('Training', duration(last['elapsed_s'] or 0.0), f'{np.median(speeds):.0f} images/s, median of the epochs'),
+        (
+            'Time',
+            duration(last['elapsed_s'] or 0.0),
+            f'{np.median(speeds):.0f} images/s in training, the median',
+        ),
     ]
     if metrics['top5'] is not None:
         entries.insert(1, ('Top-5', percent(metrics['top5']), 'true class among the first five'))
@@ -195,7 +199,7 @@ def show_curves(history: list[Row]) -> str:
         line_chart('Learning rate', 'of each group', lines('lr_'), is_log=True),
         line_chart('Norms of blocks', 'mean L2 norm of activations before reconciliation', lines('norm_')),
         line_chart('Scales of blocks', 'root mean square over channels', lines('scale_')),
-        line_chart('Speed', 'images/s, evaluation included', {'training': line('images_per_s')}),
+        line_chart('Speed', 'images/s in training, reading included', {'training': line('images_per_s')}),
     ]
     columns = list(dict.fromkeys(name for row in history for name in row))
     rows = [['' if (value := row.get(name)) is None else f'{value:.6g}' for name in columns] for row in history]
