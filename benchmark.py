@@ -26,6 +26,7 @@ import timm_devnet
 import train
 from benchmarks.resources import memory, scaling
 from benchmarks.train_speed import train as train_speed
+from training import devices
 from training.config import DIGITS, ELPV, Config
 from training.run_folder import replace_text
 
@@ -97,7 +98,7 @@ def overhead(
     growths: tuple[str, ...] = ('norm', 'skip', 'da1024', 'wa1024', 'mwa1024'),
     batch_size: int = 8,
     img_size: int = 224,
-    repeats: int = 7,
+    repeats: int = 11,
     limit: float = 0.05,
 ) -> int:
     """Time forward and backward of grown networks over their bases', beside the ratio of multiply-adds.
@@ -113,17 +114,19 @@ def overhead(
     Returns:
         Exit code: 1 if a ratio of times is further above.
     """
+    devices.keep_freed_memory()  # as train.py does: page faults would be most of what varies
     rows, worst = [], 0.0
     images = torch.randn(batch_size, 3, img_size, img_size, generator=torch.Generator().manual_seed(0))
     for base, growth in itertools.product(bases, growths):
         plain, grown = timm.create_model(base), create(f'{base}_{growth}')
         times = interleave([lambda m=m: learn(m, images) for m in (plain, grown)], repeats, warmup=2)  # type: ignore[misc]
-        time_ratio = statistics.median(times[1]) / statistics.median(times[0])
+        ratios = [grown_s / plain_s for plain_s, grown_s in zip(*times, strict=True)]
+        time_ratio = statistics.median(ratios)
         work_ratio = multiply_adds(grown, img_size) / multiply_adds(plain, img_size)
         excess = time_ratio / work_ratio - 1
         worst = max(worst, excess)
         medians = [f'{1000 * statistics.median(t):.0f} ms' for t in times]
-        rows.append((base, growth, *medians, f'{time_ratio:.3f}', f'{work_ratio:.3f}', f'{100 * excess:+.1f} %'))
+        rows.append((base, growth, *medians, describe_range(ratios), f'{work_ratio:.3f}', f'{100 * excess:+.1f} %'))
     threads = torch.get_num_threads()
     print(f'forward and backward, batch {batch_size} at {img_size} px, {threads} threads, median of {repeats} rounds\n')
     print_table(('base', 'growth', 'base time', 'grown time', 'ratio of times', 'of multiply-adds', 'difference'), rows)
@@ -223,6 +226,11 @@ def interleave(actions: Sequence[Callable[[], Any]], repeats: int, warmup: int =
             if turn >= warmup:
                 times.append(elapsed_s)
     return seconds
+
+
+def describe_range(values: Sequence[float]) -> str:
+    """Median and range of ratios."""
+    return f'{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})'
 
 
 def describe_times(seconds: Sequence[float]) -> str:
