@@ -227,8 +227,8 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine, inter
     with shared_writing(accelerator, f'the checkpoints in {folder.state} are as before'):
         if accelerator.is_main_process:
             live_line.write(describe_epoch(row, session.epochs))
-            for name in ('best', 'last') if progress.best() is row else ('last',):
-                folder.write_weights(name, session.evaluated, weights, classes, session.input_format, config)
+            is_best = progress.best() is row
+            folder.write_weights(session.evaluated, weights, classes, session.input_format, config, is_best)
             folder.write_metrics(progress.history)
     if session.thawing.thaw(progress.epoch):
         follow_thaw(session)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import sharding
@@ -28,6 +28,7 @@ from .metrics import Tally
 from .order import EpochOrder
 from .progress import Progress
 from .run_folder import checkpoints, sync
+from .tensor_files import write_tensors
 
 FILES = ('model.safetensors', 'optimizer.pt', 'progress.json')
 MANIFEST = 'manifest.json'
@@ -158,8 +159,7 @@ def write_checkpoint(target: Path, state: RunState, weights: dict[str, Tensor], 
     unfinished = target.with_name(f'.{target.name}.unfinished')
     unfinished.mkdir()
     try:
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
-        save_file(tensors, unfinished / 'model.safetensors')
+        sums = {'model.safetensors': write_tensors(unfinished / 'model.safetensors', weights)}
         further = {name: stateful.state_dict() for name, stateful in state.further.items()}
         others = {
             **others,
@@ -169,7 +169,7 @@ def write_checkpoint(target: Path, state: RunState, weights: dict[str, Tensor], 
         with open(unfinished / 'optimizer.pt', 'wb') as file:  # opened here, so that a full disk is an OSError
             torch.save(others, file)
         (unfinished / 'progress.json').write_text(json.dumps(state.progress.to_dict()))
-        sums = {name: sha256(unfinished / name) for name in FILES}
+        sums |= {name: sha256(unfinished / name) for name in FILES if name not in sums}
         (unfinished / MANIFEST).write_text(json.dumps({'sha256': sums}, indent=2) + '\n')
         for path in (*unfinished.iterdir(), unfinished):
             sync(path)

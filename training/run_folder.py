@@ -16,6 +16,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from .config import Config
 from .data import InputFormat
 from .sources import Source, fingerprint
+from .tensor_files import write_tensors
 
 # Where the images are listed whose loss was not finite.
 NONFINITE = 'nonfinite.txt'
@@ -44,7 +45,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Replace a file at one stroke: whoever opens it, even after a crash, finds the old one or the new one, whole.
 
     Args:
@@ -193,16 +194,17 @@ class RunFolder:
 
     def write_weights(
         self,
-        name: str,
         model: nn.Module,
         weights: dict[str, Tensor],
         classes: list[str],
         input_format: InputFormat,
         config: Config,
+        is_best: bool,
     ) -> None:
-        """Write a network in timm's own layout; the configuration goes along inside the weights' metadata.
+        """Write a network to last/ in timm's own layout, and also to best/ if it is the best so far.
 
-        The weights are given besides the network, which may hold only this process's part of them.
+        The configuration goes along inside the weights' metadata. The weights are given besides the network, which may
+        hold only this process's part of them.
         timm's save_for_hf would write both files in place, keep num_classes among the model's arguments (which
         transformers then passes twice), and refuse channels-last tensors, as safetensors does.
         """
@@ -214,10 +216,12 @@ class RunFolder:
             contents.get('model_args', {}).pop('num_classes', None)
             path.write_text(json.dumps(contents, indent=2) + '\n')
 
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
+        last, best = self.path / 'last', self.path / 'best'
+        replace_file(last / 'config.json', write_config)
         metadata = {'format': 'pt', 'config': config.to_json()}
-        replace_file(self.path / name / 'config.json', write_config)
-        replace_file(self.path / name / 'model.safetensors', lambda path: save_file(tensors, path, metadata))
+        replace_file(last / 'model.safetensors', lambda path: write_tensors(path, weights, metadata))
+        for name in ('config.json', 'model.safetensors') if is_best else ():
+            replace_file(best / name, partial(shutil.copyfile, last / name))
 
 
 def describe_run(config: Config, sources: dict[str, Source], train_images: int) -> dict[str, Any]:
@@ -281,7 +285,7 @@ def make_folder(config: Config, accelerator: Accelerator) -> RunFolder:
 def find_folder(config: Config, accelerator: Accelerator) -> RunFolder | None:
     """Find the run to go on with: the folder given, or for auto the newest of this name that has a checkpoint.
 
-    For auto all processes get what the main one finds: a shared disk is not the same everywhere at once.
+    All processes get what the main one finds: a shared disk is not the same everywhere at once.
 
     Raises:
         ValueError: The folder given has no checkpoint.
@@ -293,7 +297,7 @@ def find_folder(config: Config, accelerator: Accelerator) -> RunFolder | None:
         path = broadcast_object_list([resumable[-1] if resumable else None])[0]
         return None if path is None else RunFolder(path)
     folder = RunFolder(Path(config.resume))
-    if not checkpoints(folder.state):
+    if not broadcast_object_list([bool(checkpoints(folder.state))])[0]:
         raise ValueError(f'--resume {config.resume} has no checkpoint: give a run folder with some in state/, or auto')
     return folder
 
