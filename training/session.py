@@ -108,7 +108,8 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     normalize = Normalize(input_format.mean, input_format.std, memory_format).to(accelerator.device)
     images = create_images(config, sources, input_format)
     order = create_order(config, sources, accelerator.num_processes)
-    optimizer = create_optimizer(config, groups, sharding.is_spread(accelerator))
+    has_scaler = accelerator.scaler is not None
+    optimizer = create_optimizer(config, groups, sharding.is_spread(accelerator), has_scaler)
     accelerator.print(f'{networks.describe(config, network, config.regime)}, weights from {origin}')
     accelerator.print(order.describe(sources, input_format))
     features = None
