@@ -470,10 +470,10 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(400, None, f'unknown operation {key}')
 
     def list_repos(self) -> None:
-        """List the repositories of an account, a page at a time."""
+        """List the repositories of an account, newest first and a page at a time."""
         author, tags = self.query.get('author', [''])[0], self.query.get('filter', [])
         found = []
-        for repo in sorted(self.hub.repos.values(), key=lambda repo: repo.name):
+        for repo in sorted(self.hub.repos.values(), key=lambda repo: repo.find('main').date, reverse=True):
             is_visible = not repo.is_private or (self.account and repo.name.split('/')[0] in self.account.namespaces)
             if is_visible and repo.name.startswith(f'{author}/') and {*tags} <= {*card_tags(repo.find('main'))}:
                 found.append(describe(repo, repo.find('main'), with_sizes=False))
