@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -24,7 +26,8 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 from huggingface_hub import ModelCard
 
-CHUNK = 1 << 14
+# Bytes that are read or sent at once; small ones where something is to go wrong in the middle.
+CHUNK, FAULTY_CHUNK = 1 << 20, 1 << 14
 # What a new repository consists of: on the Hub this file is longer.
 ATTRIBUTES = {'.gitattributes': b'*.safetensors filter=lfs diff=lfs merge=lfs -text\n'}
 TOKEN = 'hf_thisTokenMayWriteAndMustNeverBeSeen'
@@ -102,6 +105,8 @@ class Fault:
     """Wait so long before each piece of what is read or sent."""
     is_lost: bool = False
     """Do what is asked, and hang up instead of answering."""
+    barrier: threading.Barrier | None = None
+    """Go on when as many of these requests have come as it wants."""
     is_corrupt: bool = False
     """Send the file with one bit changed."""
 
@@ -147,6 +152,7 @@ def listed_oid(path: str, content: bytes) -> str:
     return git_oid(note.encode())
 
 
+@functools.lru_cache(maxsize=64)
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -184,6 +190,8 @@ class HubServer:
         self.leaks: list[str] = []
         """Requests that told a token where none belongs."""
         self.page_size = 1000
+        self.tell: Callable[[Entry], object] = lambda entry: None
+        """Told of every request when it is over."""
         self.lock = threading.RLock()
         self.server = ThreadingHTTPServer(('127.0.0.1', port), type('Answers', (Handler,), {'hub': self}))
         self.server.daemon_threads = True
@@ -251,6 +259,8 @@ class Handler(BaseHTTPRequestHandler):
         self.note_leaks(path)
         try:
             self.body = self.read_body()
+            if self.fault.barrier:
+                self.fault.barrier.wait(timeout=60)
             if self.fault.status:
                 raise Refusal(self.fault.status, None, self.fault.message, self.fault.headers)
             self.dispatch(path)
@@ -258,8 +268,14 @@ class Handler(BaseHTTPRequestHandler):
             self.reply({'error': refusal.message}, refusal.status, refusal.headers)
         except (HangUp, ConnectionError):
             self.close_connection = True
+        finally:
+            self.hub.tell(self.entry)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
+
+    @property
+    def chunk(self) -> int:
+        return FAULTY_CHUNK if self.fault.path else CHUNK
 
     def note_leaks(self, path: str) -> None:
         if any(token in unquote(self.path) for token in self.hub.accounts):
@@ -274,10 +290,11 @@ class Handler(BaseHTTPRequestHandler):
         raise Refusal(404, None, f'no such route: {self.command} {path}')
 
     def read_body(self) -> bytes:
-        pieces = []
+        pieces, self.digest = [], hashlib.sha256()
         for piece in self.body_pieces():
             time.sleep(self.fault.delay_s)
             pieces.append(piece)
+            self.digest.update(piece)  # while the client sends more
             self.entry.received += len(piece)
             if self.fault.cut_upload is not None and self.entry.received >= self.fault.cut_upload:
                 raise HangUp
@@ -292,7 +309,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         left = int(self.headers.get('Content-Length', 0))
         while left:
-            piece = self.rfile.read1(min(left, CHUNK))
+            piece = self.rfile.read1(min(left, self.chunk))
             if not piece:
                 raise HangUp  # by the client
             left -= len(piece)
@@ -326,9 +343,9 @@ class Handler(BaseHTTPRequestHandler):
         self.start(status, {**headers, 'Accept-Ranges': 'bytes', 'Content-Length': len(content)})
         if self.command == 'HEAD':
             return
-        for index in range(0, len(content), CHUNK):
+        for index in range(0, len(content), self.chunk):
             time.sleep(self.fault.delay_s)
-            piece = content[index : index + CHUNK]
+            piece = content[index : index + self.chunk]
             if self.fault.cut_download is not None:
                 piece = piece[: self.fault.cut_download - self.entry.sent]
             self.wfile.write(piece)
@@ -407,7 +424,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({'transfer': 'basic', 'objects': objects})
 
     def receive_object(self, oid: str) -> None:
-        if sha256(self.body) != oid:
+        if self.digest.hexdigest() != oid:
             raise Refusal(400, None, 'The sha256 of what was sent is another one')
         self.hub.objects[oid] = self.body
         self.reply()
@@ -616,15 +633,10 @@ def main() -> None:
     with HubServer(arguments.port) as hub:
         for name, text in environment(hub.url, arguments.home).items():
             print(f'export {name}={text}', flush=True)
-        told = 0
-        try:
-            while True:
-                time.sleep(0.2)
-                for entry in hub.log[told:]:
-                    told += 1
-                    print(json.dumps(dataclasses.asdict(entry)), flush=True)
-        except KeyboardInterrupt:
-            print(f'{told} requests, {len(hub.leaks)} of them told a token where none belongs')
+        hub.tell = lambda entry: print(json.dumps(dataclasses.asdict(entry)), flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        print(f'{len(hub.log)} requests, {len(hub.leaks)} of them told a token where none belongs')
 
 
 if __name__ == '__main__':

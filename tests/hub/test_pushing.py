@@ -188,6 +188,15 @@ def test_what_did_not_change_is_not_sent(hub: HubServer, staged: Path) -> None:
     assert files_on(hub) == files_of(staged)
 
 
+@pytest.mark.parametrize('name', ['model.safetensors', 'metrics.csv'])
+def test_other_contents_of_the_same_size_are_sent(hub: HubServer, staged: Path, name: str) -> None:
+    first = push_folder(staged, NAME)
+    contents = (staged / name).read_bytes()
+    (staged / name).write_bytes(contents[:-1] + bytes([contents[-1] ^ 1]))
+    push_folder(staged, NAME, replaces=first.commit)
+    assert files_on(hub) == files_of(staged)
+
+
 def test_new_branch_begins_empty(hub: HubServer, stage: Stage) -> None:
     first, second = stage('first'), stage('second', seed=1)
     push_folder(first, NAME)
@@ -280,7 +289,7 @@ def test_two_at_once(hub: HubServer, stage: Stage) -> None:
     old = hub.commit(NAME, {'model.safetensors': b'old'})
     folders = [stage('first', seed=1), stage('second', seed=2)]
     # Both have looked at the repository before either commits.
-    hub.fail('POST', '/preupload/', times=2, delay_s=0.3)
+    hub.fail('POST', '/preupload/', times=2, barrier=threading.Barrier(2))
     outcomes: list[Any] = []
 
     def push(folder: Path) -> None:
