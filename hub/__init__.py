@@ -1,0 +1,1 @@
+"""Grown networks to and from the Hugging Face Hub."""
