@@ -16,7 +16,7 @@ from timm_devnet.grown import Grown
 from .configuration import check_config, read_config
 from .files import CARD, CONFIG, WEIGHTS, check_checksums, find_files
 from .header import Header, read_header
-from .strict_json import parse, shown
+from .strict_json import escaped, parse, shown
 from .tensors import build_on_meta, check_tensors, check_values, storage
 
 __all__ = ['Facts', 'check_folder', 'find_problems']
@@ -101,7 +101,7 @@ def _examine(folder: Path, in_cache: bool) -> tuple[list[str], Facts | None]:
         facts = _look(folder, in_cache, problems)
     except OSError as error:
         problems.append(f'cannot be read: {error}')
-    return problems, None if problems else facts
+    return list(map(escaped, problems)), None if problems else facts
 
 
 def _look(folder: Path, in_cache: bool, problems: list[str]) -> Facts | None:

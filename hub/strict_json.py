@@ -7,7 +7,7 @@ import re
 from itertools import accumulate
 from typing import Any, NoReturn
 
-__all__ = ['MAX_BYTES', 'MAX_DEPTH', 'parse', 'shown']
+__all__ = ['MAX_BYTES', 'MAX_DEPTH', 'escaped', 'parse', 'shown']
 
 MAX_BYTES = 10_000_000  # parsed, it takes up to thirty times that in memory
 MAX_DEPTH = 16  # config.json has four
@@ -105,3 +105,13 @@ def shown(value: Any, length: int = 80) -> str:
     else:
         text = json.dumps(value)
     return text if len(text) <= length + 2 else text[: length + 1] + ' ...'
+
+
+def escaped(text: str, length: int = 2000) -> str:
+    """A message that may quote a stranger, as one printable line.
+
+    Example:
+        >>> escaped('no' + chr(27) + '[31m growth')
+        'no\\x1b[31m growth'
+    """
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text[:length])
