@@ -75,7 +75,7 @@ def lacks_old_network(state_dict: Mapping[str, Any], model: Grown) -> bool:
 
 def _in_own_layout(state_dict: Mapping[str, Any], model: Grown) -> dict[str, Tensor]:
     given = {key: value for key, value in state_dict.items() if isinstance(value, Tensor)}
-    with suppress(RuntimeError, ValueError, IndexError):  # a layout that only begins like a known one
+    with suppress(RuntimeError, ValueError, IndexError, TypeError):  # a layout that only begins like a known one
         return model.to_own_layout(given)
     return given
 
@@ -115,6 +115,9 @@ def _fit_classifier(given: Mapping[str, Tensor], model: Grown, held: Growth, new
     weight, bias = given.get(prefix + 'weight'), given.get(prefix + 'bias')
     if weight is None or bias is None or not isinstance(classifier, nn.Linear):
         return {}
+    if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        shapes = f'{tuple(weight.shape)} and {tuple(bias.shape)}'
+        raise ValueError(f'The checkpoint has a classifier whose weight and bias are of shapes {shapes}: none has.')
     if len(weight) != classifier.out_features:
         if new_classes:
             _logger.info(

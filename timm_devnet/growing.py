@@ -79,6 +79,8 @@ def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_ini
     whole = Growth((*before, *added.steps))
     planned = family.plan_for(model, whole, options)  # refuses what cannot be, before anything is changed
     family.check_copies(planned, whole, options, len(before))
+    if next(model.parameters()).device.type == 'cpu':
+        family.check_room(model, planned, len(before))
     if not isinstance(model, Grown):
         model.__class__ = family  # in place: the same modules, the same parameters
     elif options.scale_init != model.options.scale_init:

@@ -20,8 +20,9 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, fx, nn
 
 from .checkpoint import adapt
-from .growth import PAPER_UNITS, Growth, parse
+from .growth import MAX_LENGTH, PAPER_UNITS, Growth, parse
 from .layers import Added, ConvUnits, LinearUnits, Pass, Scaled, copy_units, gather, init_uniform, match_size
+from .memory import check_memory, count_bytes
 from .plan import Layer, Level, Phase, Plan, plan
 
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
 # torch.fx would otherwise look inside these wherever a network is part of another module.
 fx.wrap('gather')
 fx.wrap('match_size')
+
+_LARGEST = torch.finfo(torch.float32).max
 
 FAMILIES: dict[type[nn.Module], 'type[Grown]'] = {}  # class of the old network -> class of the grown one
 
@@ -55,8 +58,10 @@ class Options:
         scale = self.scale_init
         if scale == 0:  # timm's create_model drops arguments that are None, so there must be another word for it
             object.__setattr__(self, 'scale_init', None)
-        elif scale is not None and not (isinstance(scale, int | float) and 0 < scale < float('inf')):
-            raise ValueError(f'scale_init is a positive number, or None or 0 for no reconciliation; given {scale!r}.')
+        elif scale is not None and not (isinstance(scale, int | float) and 0 < scale <= _LARGEST):
+            raise ValueError(
+                f'scale_init is a positive number of 32 bits, or None or 0 for no reconciliation; given {scale!r}.'
+            )
         if self.new_init not in ('random', 'copy'):
             raise ValueError(f"new_init is 'random' or 'copy', not {self.new_init!r}.")
 
@@ -155,6 +160,10 @@ class Grown(nn.Module):
     @classmethod
     def plan_for(cls, model: Any, growth: Growth, options: Options, pool_mult: int | None = None) -> Plan:
         """How a growth would be wired into a network, which may still be plain."""
+        if len(str(growth)) > MAX_LENGTH:
+            raise ValueError(
+                f'A growth with every number of units written out has at most {MAX_LENGTH} characters, not {growth}.'
+            )
         return plan(
             cls.levels(model), cls.final, growth, options.scale_init is not None, pool_mult or cls.pool_mult(model)
         )
@@ -169,6 +178,20 @@ class Grown(nn.Module):
                     f"new_init='copy' copies old units that read the same; {layer.name} of growth {growth} reads "
                     f"{', '.join(layer.reads)}, which no old unit at {layer.level} does. Use new_init='random'."
                 )
+
+    @classmethod
+    def check_room(cls, model: Any, planned: Plan, first_step: int) -> None:
+        """Refuse units, and a classifier on them, that are larger than the memory of the machine."""
+        units = [layer for layer in planned.layers if layer.kind == 'units' and layer.step >= first_step]
+        numbers = sum(cls.count_weights(model, layer) for layer in units)
+        numbers += sum(width for _, width in planned.top) * model.num_classes
+        old = list(model.parameters())
+        check_memory(count_bytes(old) + numbers * old[0].element_size(), 'The grown network')
+
+    @classmethod
+    def count_weights(cls, model: Any, layer: Layer) -> int:
+        """How many weights new units would have."""
+        return layer.in_width * layer.width
 
     @classmethod
     def copies(cls, layer: Layer) -> bool:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ['CONTROLS', 'KINDS', 'MAX_UNITS', 'PAPER_UNITS', 'Block', 'Growth', 'Step', 'parse']
+__all__ = ['CONTROLS', 'KINDS', 'MAX_LENGTH', 'MAX_UNITS', 'PAPER_UNITS', 'Block', 'Growth', 'Step', 'parse']
 
 ON_TOP = -1  # the level of a block that is put on top of the network and takes the classifier's place as its reader
 MAX_UNITS = 1_000_000  # a name is outside input: no typing error or hostile config may ask for all the memory there is
+MAX_LENGTH = 200  # of a name, in characters
 
 # The paper's best size under its regime "All" (tables 1 and 2); mwa is this project's.
 PAPER_UNITS: Mapping[str, int] = MappingProxyType({'da': 6144, 'wa': 2048, 'dwa': 2048, 'wwa': 2048, 'mwa': 1024})
@@ -112,8 +113,9 @@ def parse(text: str, default_units: Mapping[str, int] = PAPER_UNITS) -> Growth:
         >>> parse('wa2048_wa1024') == Growth((parse('wa2048').steps[0], parse('wa1024').steps[0]))
         True
     """
-    if not isinstance(text, str) or not 0 < len(text) <= 200:
-        raise ValueError(f'A growth is a name of 1 to 200 characters: {_GRAMMAR}; given {text!r}.')
+    if not isinstance(text, str) or not 0 < len(text) <= MAX_LENGTH:
+        given = f'{text[:MAX_LENGTH]!r} and more' if isinstance(text, str) and text else repr(text)
+        raise ValueError(f'A growth is a name of 1 to {MAX_LENGTH} characters: {_GRAMMAR}; given {given:.300}.')
     return Growth(tuple(_parse_step(word, text, default_units) for word in text.split('_')))
 
 

@@ -8,7 +8,11 @@ from enum import IntEnum
 
 from .growth import ON_TOP, Block, Growth
 
-__all__ = ['Layer', 'Level', 'Phase', 'Plan', 'plan']
+__all__ = ['MAX_LAYERS', 'Layer', 'Level', 'Phase', 'Plan', 'plan']
+
+
+# A short name may spell out blocks that multiply from step to step: every one passes on all that stands below it.
+MAX_LAYERS = 1000
 
 
 class Phase(IntEnum):
@@ -106,7 +110,7 @@ def plan(levels: Sequence[Level], final: str, growth: Growth, reconciled: bool =
         The plan.
 
     Raises:
-        ValueError: If the growth reads a level that the network does not have.
+        ValueError: If the growth reads a level that the network does not have, or adds too many layers.
     """
     planner = _Planner(levels, final, reconciled, pool_mult)
     for step, blocks in enumerate(growth.steps):
@@ -215,6 +219,8 @@ class _Planner:
         return f'{_key(here[0])}_{len(here)}'
 
     def enter(self, layer: Layer) -> None:
+        if len(self.layers) >= MAX_LAYERS:
+            raise ValueError(f'A growth adds at most {MAX_LAYERS} layers to a network; this one adds more.')
         self.layers[layer.name] = layer
         self.width[layer.name] = layer.width
         self.phase[layer.name] = layer.phase

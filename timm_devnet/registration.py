@@ -6,6 +6,7 @@ import difflib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -26,9 +27,12 @@ from .delta import Base, complete, fetch
 from .growing import family_of
 from .grown import Grown, Options, registered_for
 from .growth import parse
+from .memory import check_memory, count_bytes
 from .published import check_published, takes_published_tags
 
 __all__ = ['create_grown', 'grown_cfgs', 'register_grown', 'resolve_name']
+
+_USUAL = 100_000  # of channels and classes: more are counted before they are built
 
 
 def grown_cfgs(bases: Iterable[str], growths: Iterable[str]) -> Mapping[str, Any]:
@@ -154,14 +158,21 @@ def create_grown(
         _refuse_without_base(variant, below, kwargs.get('device'))
 
     def build(**model_kwargs: Any) -> nn.Module:
+        _check_sizes(model_kwargs)
         if pretrained:
             model_kwargs['device'] = 'meta'
+        elif max(model_kwargs.get(name, 0) for name in ('in_chans', 'num_classes')) > _USUAL:
+            base_on_meta = model_entrypoint(base)(pretrained=False, **{**model_kwargs, 'device': 'meta'})
+            check_memory(count_bytes(base_on_meta.parameters()), f'The network {base}')
         model = model_entrypoint(base)(pretrained=False, **model_kwargs)
         family = family_of(model)
         parsed = parse(growth, family.default_units)
-        if not 0 <= settled <= len(parsed.steps):
-            raise ValueError(f'settled is 0 to {len(parsed.steps)}, the steps of growth {parsed}; given {settled}.')
-        family.check_copies(family.plan_for(model, parsed, options), parsed, options, 0)
+        if not isinstance(settled, Integral) or not 0 <= settled <= len(parsed.steps):
+            raise ValueError(f'settled is 0 to {len(parsed.steps)}, the steps of growth {parsed}; given {settled!r}.')
+        planned = family.plan_for(model, parsed, options)
+        family.check_copies(planned, parsed, options, 0)
+        if pretrained or next(model.parameters()).device.type == 'cpu':
+            family.check_room(model, planned, 0)
         model.__class__ = family
         model.take(parsed, options, settled)
         return model
@@ -186,6 +197,13 @@ def create_grown(
                 vars(module).get(kind, {}).pop('state_dict', None)
         _finish(model, kwargs.get('device'))
     return model
+
+
+def _check_sizes(model_kwargs: Mapping[str, Any]) -> None:
+    for name, least in (('in_chans', 1), ('num_classes', 0)):
+        value = model_kwargs.get(name, least)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f'{name} is a whole number from {least}; given {value!r:.100}.')
 
 
 def _refuse_without_base(variant: str, below: Base, device: torch.device | str | None) -> None:
@@ -213,7 +231,12 @@ def _finish(model: nn.Module, device: torch.device | str | None) -> None:
         if _on_meta(classifier):
             classifier.to_empty(device='cpu')
             model.init_classifier()
-    assert not _on_meta(model), 'a tensor is left without values'
+    empty = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if empty:
+        raise ValueError(
+            f'{", ".join(empty[:3])} got no values: the pretrained_cfg calls something the classifier that is none, so '
+            'that timm left its weights out.'
+        )
     if device is not None:
         model.to(device)
 

@@ -11,6 +11,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any, cast
 
 from timm.layers import BatchNormAct2d
@@ -96,6 +97,11 @@ class GrownVGG(Grown, VGG):
         if self.use_norm:
             return ConvUnits(layer, norm=BatchNormAct2d(layer.width, **dd), **dd)
         return ConvUnits(layer, act=nn.ReLU(), **dd)
+
+    @classmethod
+    def count_weights(cls, model: Any, layer: Layer) -> int:
+        is_like_fc6 = layer.like_old and layer.level == 'fc6'
+        return super().count_weights(model, layer) * (prod(model.pre_logits.fc1.kernel_size) if is_like_fc6 else 1)
 
     def old_units(self, level: str) -> tuple[nn.Conv2d, nn.Module | None]:
         old = {'fc7': self.pre_logits.fc2, 'fc6': self.pre_logits.fc1}[level]
