@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import datetime
+import functools
 import importlib.metadata
 import io
 import itertools
@@ -203,21 +205,32 @@ class RunFolder:
         """Write a network in timm's own layout; the configuration goes along inside the weights' metadata.
 
         The weights are given besides the network, which may hold only this process's part of them.
-        timm's save_for_hf would write both files in place, keep num_classes among the model's arguments (which
-        transformers then passes twice), and refuse channels-last tensors, as safetensors does.
+        timm's save_for_hf would write both files in place and refuse channels-last tensors, as safetensors does.
         """
-        described = {'label_names': classes, 'pretrained_cfg': input_format.timm_config()}
-
-        def write_config(path: Path) -> None:
-            save_config_for_hf(model, str(path), model_config=described)
-            contents = json.loads(path.read_text())
-            contents.get('model_args', {}).pop('num_classes', None)
-            path.write_text(json.dumps(contents, indent=2) + '\n')
-
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
         metadata = {'format': 'pt', 'config': config.to_json()}
-        replace_file(self.path / name / 'config.json', write_config)
+        described = functools.partial(
+            write_config, model=model, classes=classes, pretrained_cfg=input_format.timm_config()
+        )
+        replace_file(self.path / name / 'config.json', described)
         replace_file(self.path / name / 'model.safetensors', lambda path: save_file(tensors, path, metadata))
+
+
+def write_config(path: Path, model: nn.Module, classes: list[str], pretrained_cfg: dict[str, Any]) -> None:
+    """Describe a network in timm's own config.json.
+
+    timm would keep num_classes among the model's arguments, which transformers then passes twice.
+
+    Args:
+        path: The file.
+        model: As timm made it.
+        classes: Names of its outputs; none where they are not known.
+        pretrained_cfg: What differs from the network's own, such as the size of its input.
+    """
+    save_config_for_hf(model, str(path), model_config={'label_names': classes, 'pretrained_cfg': pretrained_cfg})
+    contents = json.loads(path.read_text())
+    contents.get('model_args', {}).pop('num_classes', None)
+    path.write_text(json.dumps(contents, indent=2) + '\n')
 
 
 def describe_run(config: Config, sources: dict[str, Source], train_images: int) -> dict[str, Any]:
@@ -234,6 +247,7 @@ def describe_run(config: Config, sources: dict[str, Source], train_images: int) 
             **({'split_files': split_files} if any(split_files.values()) else {}),
         },
         'command': shlex.join(sys.argv),
+        'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         'versions': {name: installed_version(name) for name in ('timm-devnet', 'timm', 'torch', 'accelerate')},
         'python': platform.python_version(),
     }

@@ -1,0 +1,94 @@
+"""model.safetensors written in one pass: each tensor is converted, hashed and copied once, and then let go.
+
+safetensors' own save_file wants all tensors in memory at once, already converted, and leaves hashing to a second pass
+over the file.
+
+Source:
+    The format: https://github.com/huggingface/safetensors (8 bytes with the length of the header, the header as JSON,
+    the tensors one after the other).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# safetensors' names.
+DTYPES = {
+    torch.float64: 'F64',
+    torch.float32: 'F32',
+    torch.float16: 'F16',
+    torch.bfloat16: 'BF16',
+    torch.int64: 'I64',
+    torch.int32: 'I32',
+    torch.int16: 'I16',
+    torch.int8: 'I8',
+    torch.uint8: 'U8',
+    torch.bool: 'BOOL',
+}
+# Small enough to stay in the processor's cache between hashing and copying.
+CHUNK_BYTES = 1 << 20
+
+
+def write_weights(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None = None
+) -> str:
+    """Write tensors as safetensors, in the order in which safetensors itself would.
+
+    Args:
+        path: The new file.
+        tensors: By name, on any device and in any memory format; those that map a file are copied from there.
+        metadata: Goes into the header.
+        dtype: What floating-point tensors are stored in; None keeps theirs.
+
+    Returns:
+        The file's SHA-256.
+
+    Raises:
+        ValueError: A tensor is of a type that is not stored, or has no values.
+    """
+    stored = {name: stored_dtype(name, tensor, dtype) for name, tensor in tensors.items()}
+    names = sorted(tensors, key=lambda name: (-stored[name].itemsize, name))  # so that every tensor is aligned
+    header: dict[str, object] = {'__metadata__': dict(metadata)}
+    end = 0
+    for name in names:
+        start, end = end, end + tensors[name].numel() * stored[name].itemsize
+        header[name] = {'dtype': DTYPES[stored[name]], 'shape': list(tensors[name].shape), 'data_offsets': [start, end]}
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with open(path, 'wb') as file:
+        for part in (len(text).to_bytes(8, 'little'), text):
+            digest.update(part)
+            file.write(part)
+        for name in names:
+            contents = raw_bytes(tensors[name].detach().to(stored[name]))
+            for place in range(0, len(contents), CHUNK_BYTES):
+                chunk = contents[place : place + CHUNK_BYTES]
+                digest.update(chunk)
+                file.write(chunk)
+    return digest.hexdigest()
+
+
+def stored_dtype(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Tell what a tensor is stored in.
+
+    Raises:
+        ValueError: It cannot be stored.
+    """
+    if tensor.is_meta:
+        raise ValueError(f'tensor {name} has no values (it is on the meta device): load weights first')
+    if tensor.dtype not in DTYPES:
+        allowed = ', '.join(str(known).removeprefix('torch.') for known in DTYPES)
+        raise ValueError(f'tensor {name} is of type {tensor.dtype}: only {allowed} are stored')
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """View a tensor's bytes in the order of its indices; only one that lies otherwise, or elsewhere, is copied."""
+    return memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
