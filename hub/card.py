@@ -1,88 +1,24 @@
 """README.md of a staged folder: the model card, written from the run and from the network, nothing by hand.
 
 Names of classes, data sets and files and the command come from outside: what is put into the text goes through
-`plain`, `code_block` or huggingface_hub's YAML.
+`markdown.code` or `markdown.code_block`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import timm
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from timm.models import get_pretrained_cfg, model_entrypoint
+from huggingface_hub import ModelCard
 
-import timm_devnet
 from training.costs import multiply_adds
-from training.predictions import printable
 from training.report import interval
 
+from .markdown import code, code_block, table
+from .metadata import HUB, Subject, describe, title
 from .picture import describe_growth
-from .record import Record
 
 # Stands for the repository until its name is known; see `name_repository`.
 PLACEHOLDER = 'ORG/NAME'
-HUB = 'hf-hub:'
 SHOWN_CLASSES = 100
-# What the Hub's metadata may call a licence; any other is `other` with a name of its own.
-LICENSES = frozenset(
-    'apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 '
-    'bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 '
-    'cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 '
-    'cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl '
-    'ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c '
-    'ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl '
-    'fair-noncommercial-research-license gemma'.split()
-)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a card is about."""
-
-    config: Mapping[str, Any]
-    """config.json, with its section timm_devnet."""
-    network: Any
-    """Built from it; it may be on the meta device."""
-    record: Record | None
-    """Of the run, if there was one."""
-    base_license: str | None
-    """The licence of the base, if it is known."""
-
-    @property
-    def section(self) -> Mapping[str, Any]:
-        return self.config['timm_devnet']
-
-    @property
-    def architecture(self) -> str:
-        return self.config['architecture']
-
-    @property
-    def base_model(self) -> str | None:
-        """timm's name of the base with its tag, or hf-hub:ORG/NAME."""
-        return self.section['base']['model'] if self.section['base'] else None
-
-    @property
-    def base_hub_id(self) -> str | None:
-        """The base's repository on the Hub, if it has one."""
-        return None if self.base_model is None else hub_id_of(self.base_model)
-
-    @property
-    def needs_plugin(self) -> bool:
-        """Whether timm alone cannot build it."""
-        return model_entrypoint(self.architecture).__module__.partition('.')[0] == 'timm_devnet'
-
-    @property
-    def is_multi_label(self) -> bool:
-        return 'map' in (self.section['metrics'] or {})
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the outputs, none if they are not known."""
-        return [printable(str(name)) for name in self.config.get('label_names') or ()]
 
 
 def write_card(subject: Subject, repo_id: str | None = None) -> str:
@@ -116,151 +52,21 @@ def name_repository(card: str, repo_id: str) -> str:
     return card.replace(PLACEHOLDER, repo_id)
 
 
-def hub_id_of(model: str) -> str | None:
-    """The repository of a base, which may have none.
-
-    Example:
-        >>> hub_id_of('vgg16.tv_in1k'), hub_id_of('alexnet.tv_in1k')
-        ('timm/vgg16.tv_in1k', None)
-    """
-    if model.startswith(HUB):
-        return model.removeprefix(HUB).partition('@')[0]
-    cfg = get_pretrained_cfg(model)
-    return cfg.hf_hub_id.partition('@')[0] if cfg and cfg.hf_hub_id else None
-
-
-def license_of(model: str) -> str | None:
-    """The licence that timm knows of a base, None if it knows none."""
-    cfg = None if model.startswith(HUB) else get_pretrained_cfg(model)
-    return cfg.license if cfg and cfg.license != 'unknown' else None
-
-
-# Escaping -------------------------------------------------------------------------------------------------------------
-
-
-def plain(text: object) -> str:
-    """Make any text stand in Markdown, also inside tables and HTML, as what it is: nothing of it is rendered.
-
-    Example:
-        >>> plain('a_b | <i>*c*</i>')
-        'a&#95;b &#124; &#60;i&#62;&#42;c&#42;&#60;&#47;i&#62;'
-    """
-    return ''.join(
-        character if character.isalnum() or character in ' ,-' or (ord(character) > 127) else f'&#{ord(character)};'
-        for character in one_line(text)
-    )
-
-
-def one_line(text: object) -> str:
-    """Write a text in one line, with escapes for what cannot be seen: line ends, controls, marks of direction."""
-    return ''.join(
-        character if character.isprintable() else character.encode('unicode_escape').decode()
-        for character in printable(str(text))
-    )
-
-
-def code_block(text: str, language: str = '') -> str:
-    """Set text as it is, between fences that it does not contain."""
-    longest = max((len(run) for run in re.findall('`+', text)), default=0)
-    fence = '`' * max(3, longest + 1)
-    return f'{fence}{language}\n{text}\n{fence}\n'
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Make a Markdown table of cells that are safe already; numbers stand to the right."""
-    lines = [head, ['---', *['---:'] * (len(head) - 1)], *rows]
-    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
-
-
-# Metadata -------------------------------------------------------------------------------------------------------------
-
-
-def describe(subject: Subject) -> ModelCardData:
-    """Make the metadata that the Hub reads."""
-    section, record = subject.section, subject.record
-    metrics = section['metrics']
-    dataset = record.hub_dataset if record else None
-    tags = ['timm', 'timm_devnet', *(['grown', 'developmental-network'] if section['growth'] else [])]
-    # None for what is not known: ModelCardData leaves it out.
-    return ModelCardData(
-        **describe_license(section['license'], subject),
-        library_name='timm',
-        pipeline_tag='image-classification',
-        tags=[*tags, *(['delta'] if section['delta'] else [])],
-        base_model=subject.base_hub_id,
-        base_model_relation='finetune' if subject.base_hub_id else None,
-        datasets=[dataset] if dataset else None,
-        metrics=(['mean_average_precision'] if subject.is_multi_label else ['accuracy']) if metrics else None,
-        model_name=title(subject) if metrics else None,
-        eval_results=describe_results(subject) if metrics else None,
-    )
-
-
-def describe_license(name: str, subject: Subject) -> dict[str, str]:
-    """Name a licence as the Hub's metadata does."""
-    if name in LICENSES:
-        return {'license': name}
-    slug = re.sub('[^a-z0-9.]+', '-', name.lower()).strip('-.') or 'license'
-    link = {'license_link': f'https://huggingface.co/{subject.base_hub_id}'} if subject.base_hub_id else {}
-    return {'license': 'other', 'license_name': slug, **link}
-
-
-def title(subject: Subject) -> str:
-    """What the model is called as long as no repository gives it a name."""
-    return one_line(subject.record.name if subject.record else subject.architecture)
-
-
-def describe_results(subject: Subject) -> list[EvalResult]:
-    """Say for model-index what was measured; shares of 1, as the Hub's metrics are."""
-    assert subject.record is not None, 'only runs have metrics'
-    metrics = subject.section['metrics']
-    known = {
-        'map': ('mean_average_precision', 'Mean average precision'),
-        'top1': ('accuracy', 'Top-1 accuracy'),
-        'top1_stored': ('accuracy', 'Top-1 accuracy as stored'),
-        'map_stored': ('mean_average_precision', 'Mean average precision as stored'),
-        'top5': ('accuracy', 'Top-5 accuracy'),
-    }
-    hub_dataset = subject.record.hub_dataset
-    return [
-        EvalResult(
-            task_type='image-classification',
-            task_name='Image classification',
-            dataset_type=hub_dataset or 'imagefolder',
-            dataset_name=subject.record.dataset,
-            dataset_split=without_number(subject.record.config.get('val_split')),
-            metric_type=kind,
-            metric_name=name,
-            metric_value=round(metrics[key] / 100, 6),
-        )
-        for key, (kind, name) in known.items()
-        if metrics.get(key) is not None
-    ]
-
-
-def without_number(split: str | None) -> str | None:
-    """The name of a split; a part that was carved out of the training images has none."""
-    return None if split is None or re.fullmatch(r'\d*\.\d*', split) else printable(split)
-
-
-# Text -----------------------------------------------------------------------------------------------------------------
-
-
 def show_head(subject: Subject) -> str:
     """Say what the model is, in two sentences."""
     section, record = subject.section, subject.record
-    labels = 'multi-label image classifier' if subject.is_multi_label else 'image classifier'
+    kind = 'A multi-label image classifier' if subject.is_multi_label else 'An image classifier'
     start = f'the pretrained {base_link(subject)}' if subject.base_model else f'`{base_name(subject)}`'
-    grown = f'{start}, grown by `{section["growth"]}`' if section['growth'] else f'{start}, with a new classifier'
-    trained = ''
-    if record:
-        trained = f' and trained on {plain(record.dataset)} in regime `{plain(record.config["regime"])}`'
-        trained = trained.replace('`', '')
-    what = 'Its old units read only old units, and new ones stand beside or above them' if section['growth'] else ''
-    what = f'{what}; it' if what else 'It'
+    grown = f'grown by `{section["growth"]}`' if section['growth'] else 'with a new classifier'
+    trained = f' and trained on {code(record.dataset)} in regime {code(record.config["regime"])}' if record else ''
+    units = (
+        'Its old units read only old units, and what is new stands beside or above them'
+        if section['growth']
+        else 'It has not grown'
+    )
     return (
-        f'# {plain(title(subject))}\n\nAn {labels} for {subject.config["num_classes"]} classes'.replace('An m', 'A m')
-        + f': {grown}{trained}. {what} loads as any timm model does.\n'
+        f'# {code(title(subject))}\n\n{kind} for {subject.config["num_classes"]} classes: {start}, {grown}{trained}. '
+        f'{units}; timm loads it like any of its models.\n'
     )
 
 
@@ -278,7 +84,7 @@ def show_growth(subject: Subject) -> str:
     if not subject.section['growth']:
         return ''
     words = describe_growth(subject.network)
-    return f'## Growth\n\n![{plain(words)}](growth.png)\n'
+    return f'## Growth\n\n![{words}](growth.png)\n'
 
 
 def show_size(subject: Subject) -> str:
@@ -305,7 +111,7 @@ def show_size(subject: Subject) -> str:
         for name, (parameters, work) in numbers.items()
     ]
     head = ['network', 'parameters', 'multiply-adds']
-    head += ['parameters of base', 'multiply-adds of base'] if subject.section['growth'] else []
+    head += ['parameters / base', 'multiply-adds / base'] if subject.section['growth'] else []
     both = f', both with {subject.config["num_classes"]} classes' if len(rows) > 1 else ''
     return f'## Size\n\nFor one image of {size} x {size} pixels{both}.\n\n{table(head, rows)}'
 
@@ -315,10 +121,7 @@ def show_results(subject: Subject) -> str:
     section, record = subject.section, subject.record
     metrics = section['metrics']
     if metrics is None or record is None:
-        return (
-            '## Results\n\nNothing was measured: neither accuracy nor anything else is known of these weights from this '
-            'card.\n'
-        )
+        return '## Results\n\nNothing was measured: neither accuracy nor anything else is known of these weights.\n'
     count = metrics['images']
     rows = []
     for key, name in (('top1', 'top-1'), ('top5', 'top-5'), ('map', 'mean average precision')):
@@ -335,8 +138,8 @@ def show_results(subject: Subject) -> str:
     unfinished = f' The run was staged after {done} of {asked} epochs.' if done < asked else ''
     which = 'the last' if record.weights.name == 'last' else 'the best'
     return (
-        f'## Results\n\nOn the {count} validation images of {plain(record.dataset)}; weights of epoch '
-        f'{metrics["epoch"]}, {which} of {done}, regime {plain(record.config["regime"])}.{unfinished}\n\n'
+        f'## Results\n\nOn the {count} validation images of {code(record.dataset)}; weights of epoch '
+        f'{metrics["epoch"]}, {which} of {done}, regime {code(record.config["regime"])}.{unfinished}\n\n'
         + table(['metric', 'value', '95 % interval'], rows)
         + show_storage(subject)
         + '\n'
@@ -389,8 +192,8 @@ def show_use(subject: Subject) -> str:
     plugin = (
         '\nWithout `import timm_devnet` timm answers `RuntimeError: Unknown model '
         f'({subject.architecture})`, and transformers fails for the same reason: install '
-        '[timm_devnet](https://pypi.org/project/timm-devnet) where it is not, and import it before the model is created, '
-        'in every process that does so.\n'
+        'timm_devnet where it is not (`pip install .` in a copy of its repository), and import it before the model is '
+        'created, in every process that does so.\n'
         if subject.needs_plugin
         else ''
     )
@@ -462,15 +265,15 @@ def show_origin(subject: Subject) -> str:
             text += 'The base has no repository on the Hub, so the metadata names no base model.\n'
     if section['delta']:
         text += (
-            '\nThis is a delta checkpoint: model.safetensors holds only what differs from the base. Loading fetches the '
-            'base, checks its checksum, and gives the whole network bit for bit; if the base is missing or another one, '
-            'it is refused by name.\n'
+            '\nThis is a delta checkpoint: model.safetensors holds only what differs from the base. Loading fetches '
+            'the base, checks its checksum, and gives the whole network bit for bit; if the base is missing or another '
+            'one, it is refused by name.\n'
         )
     origin = ', that of the base' if section['license'] == subject.base_license else ', as its publisher says'
     of_base = ''
     if subject.base_license and section['license'] != subject.base_license:
-        of_base = f'; the base has {plain(subject.base_license)}'
-    return f'## Base and licence\n\n{text}\nLicence: {plain(section["license"])}{origin}{of_base}.\n'
+        of_base = f'; the base has {code(subject.base_license)}'
+    return f'## Base and licence\n\n{text}\nLicence: {code(section["license"])}{origin}{of_base}.\n'
 
 
 def show_making(subject: Subject) -> str:
@@ -485,19 +288,19 @@ def show_making(subject: Subject) -> str:
         **facts['versions'],
     }
     rows = [
-        ['date', plain(facts.get('date') or 'not recorded')],
+        ['date', facts.get('date') or 'not recorded'],
         ['seed', str(record.config['seed'])],
         ['training images', str(data['train_images'])],
         ['validation images', str(data['val_images'])],
-        ['fingerprint of the images', plain(data['fingerprint'])],
-        ['machine', plain(facts.get('machine') or 'not recorded')],
-        *([f'{plain(name)}', plain(version or 'not installed as a package')] for name, version in versions.items()),
+        ['fingerprint of the images', code(data['fingerprint'])],
+        ['machine', code(facts.get('machine') or 'not recorded')],
+        *([name, version or 'not installed as a package'] for name, version in versions.items()),
     ]
     return (
         '## How it was made\n\n'
         + code_block(record.command(), 'bash')
-        + '\nAbsolute paths are shortened to their last part, here and in the configuration inside model.safetensors.\n\n'
-        + table(['', 'value'], rows).replace('---:', '---')
+        + '\nAbsolute paths are shortened to their last part, here and in the configuration in model.safetensors.\n\n'
+        + table(['', 'value'], rows, numeric=False)
         + '\n![Loss and accuracy of training and validation over the epochs; the numbers are in metrics.csv]'
         + '(curves.png)\n'
     )
@@ -507,7 +310,7 @@ def show_classes(subject: Subject) -> str:
     """The names of the outputs, in their order."""
     if not subject.classes:
         return ''
-    shown = ', '.join(plain(name) for name in subject.classes[:SHOWN_CLASSES])
+    shown = ', '.join(code(name) for name in subject.classes[:SHOWN_CLASSES])
     more = len(subject.classes) - SHOWN_CLASSES
     rest = f' and {more} more; all of them are in config.json under label_names' if more > 0 else ''
-    return f'## Classes\n\n{shown}{rest}.\n'
+    return f'## Classes\n\nIn the order of the outputs: {shown}{rest}.\n'

@@ -73,10 +73,13 @@ def draw_growth(network: Any) -> Figure:
     is_whole = len(levels) == len(old_levels(network))
     below = 'image' if is_whole else 'lower layers'
     axes.text(0, -1, below, ha='center', va='center', fontsize=10, color=INK)
-    figure.text(
-        *(0.5, 1 - 0.5 * TITLE_HEIGHT / height),
+    axes.set_title(
         f'{network.base_name} grown by {network.growth}',
-        **{'ha': 'center', 'va': 'center', 'fontsize': 13, 'fontweight': 'bold', 'color': INK, 'parse_math': False},
+        fontsize=13,
+        fontweight='bold',
+        color=INK,
+        pad=0,
+        parse_math=False,
     )
     legend = figure.add_axes((0, 0, 1, legend_height / height))
     draw_legend(legend, growth, network.settled, is_reconciled)

@@ -153,9 +153,8 @@ def read_record(path: Path, weights: Path) -> Record:
     Raises:
         ValueError: The run has not finished its first epoch.
     """
-    lacking = [
-        file for file in (weights / 'config.json', weights / WEIGHTS, path / 'metrics.csv') if not file.is_file()
-    ]
+    needed = (weights / 'config.json', weights / WEIGHTS, path / 'metrics.csv', path / 'curves.png')
+    lacking = [file for file in needed if not file.is_file()]
     if lacking:
         raise ValueError(
             f'{path} is a run without a finished epoch (it lacks {lacking[0].relative_to(path)}): go on with '

@@ -91,4 +91,4 @@ def stored_dtype(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """View a tensor's bytes in the order of its indices; only one that lies otherwise, or elsewhere, is copied."""
-    return memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
