@@ -66,7 +66,7 @@ def main(config: Config) -> dict[str, Any]:
             with shared_writing(accelerator, 'the run has not begun'):
                 if accelerator.is_main_process:
                     facts = describe_run(config, session.sources, len(session.order.indices))
-                    folder.write_run({**facts, 'machine': devices.describe(accelerator)})
+                    folder.write_run({**facts, **session.base, 'machine': devices.describe(accelerator)})
             accelerator.print(f'run folder {folder.path}')
             with trackers.tracked(accelerator, config, folder, session.step):
                 if session.features and session.progress.epoch < session.epochs:

@@ -1,11 +1,14 @@
 """A timm plugin of networks that grow: `import timm_devnet` registers grown architectures with timm."""
 
+from importlib.resources import as_file, files
+
 from . import models
 from .frozen import split_frozen
 from .growing import block_logits, block_names, grow, to_own_layout
 from .growth import Growth
 from .growth import parse as parse_growth
 from .models.efficientnet_grown import convert_lite
+from .published import list_published, register_published
 from .reconcile import Reconcile, reconcile
 from .regimes import parameter_groups, regimes
 from .registration import resolve_name
@@ -17,12 +20,17 @@ __all__ = [
     'block_names',
     'convert_lite',
     'grow',
+    'list_published',
     'models',
     'parameter_groups',
     'parse_growth',
     'reconcile',
     'regimes',
+    'register_published',
     'resolve_name',
     'split_frozen',
     'to_own_layout',
 ]
+
+with as_file(files(__name__) / 'published.json') as _list:
+    register_published(_list)

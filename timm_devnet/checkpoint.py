@@ -93,6 +93,9 @@ def filter_checkpoint(state_dict: Mapping[str, Any], model: Grown) -> dict[str, 
     if held < len(parse(model.growth).steps):
         model.settled = held
     own = model.state_dict()
+    for key, value in adapted.items():  # counters that an old checkpoint lacks
+        if value.is_meta and key.endswith(_OPTIONAL):
+            adapted[key] = torch.zeros_like(value, device='cpu')
     # A copy, not the memory map that safetensors gives: whoever overwrites the file must not change or kill the
     # network.
     copied = {

@@ -382,6 +382,7 @@ def base_of(model: nn.Module, is_local: bool = False, cache_dir: str | Path | No
     """
     cfg = getattr(model, 'pretrained_cfg', {})
     name = f'{getattr(model, "base_name", None) or cfg.get("architecture")}.{cfg.get("tag")}'
+    is_local = is_local or bool(cfg.get('file'))
     began, hub_id = first_tensors(model), '' if is_local else cfg.get('hf_hub_id') or ''
     known = None
     with suppress(RuntimeError):  # timm's answer to a tag that it does not know
@@ -391,8 +392,11 @@ def base_of(model: nn.Module, is_local: bool = False, cache_dir: str | Path | No
     if cfg.get('source') == 'local-dir' or not (hub_id or is_timms):
         return None
     commit = _cached_commit(hub_id, cfg.get('hf_hub_filename'), cache_dir) if hub_id else None
-    is_tags = is_timms and (is_local or (known and known.hf_hub_id) == (hub_id or None))
-    return Base(name if is_tags else _HUB + hub_id.partition('@')[0], commit, digest(began, ()))
+    tensors = digest(began, ())
+    if is_timms and (is_local or (known and known.hf_hub_id) == (hub_id or None)):
+        return Base(name, commit, tensors)
+    repo_id = hub_id.partition('@')[0]
+    return Base(_HUB + repo_id, commit, tensors) if commit and '/' in repo_id else None
 
 
 def _cached_commit(hub_id: str, filename: str | None, cache_dir: str | Path | None) -> str | None:

@@ -187,7 +187,8 @@ class Grown(nn.Module):
         if old_plan is None:
             self.grown = nn.ModuleDict()
         self.growth, self.options, self.settled = str(growth), options, settled
-        self.held = 0  # how many of its steps the weights held that timm's `create_model` gave it
+        # How many of its steps the weights held that it was given when timm's `create_model` built it.
+        self.held = getattr(self, 'held', 0)
         for layer in self.plan_for(self, growth, options).layers:
             if layer.name not in self.grown:
                 self.grown[layer.name] = self._build(layer)

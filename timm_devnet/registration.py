@@ -19,12 +19,14 @@ from timm.models import (
     model_entrypoint,
     register_model,
 )
-from torch import nn
+from torch import Tensor, nn
 
-from .checkpoint import filter_checkpoint
+from .checkpoint import filter_checkpoint, lacks_old_network
+from .delta import Base, complete, fetch
 from .growing import family_of
 from .grown import Grown, Options, registered_for
 from .growth import parse
+from .published import check_published, takes_published_tags
 
 __all__ = ['create_grown', 'grown_cfgs', 'register_grown', 'resolve_name']
 
@@ -68,17 +70,19 @@ def _register(module: str, base: str, growth: str, feature_levels: int) -> None:
         scale_init: float | None = 10.0,
         new_init: str = 'random',
         settled: int = 0,
+        delta_of: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> nn.Module:
         options = Options(scale_init, new_init)
         kwargs.setdefault('out_indices', tuple(range(feature_levels))) if kwargs.get('features_only') else None
-        return create_grown(variant, base, growth, options, pretrained, settled, **kwargs)
+        return create_grown(variant, base, growth, options, pretrained, settled, delta_of, **kwargs)
 
     entrypoint.__name__ = entrypoint.__qualname__ = variant
     entrypoint.__module__ = module  # timm looks there for default_cfgs, and lists the model under its last part
     entrypoint.__doc__ = f'`{base}` grown by {growth}; see `timm_devnet.grow` for the arguments.'
-    setattr(sys.modules[module], variant, entrypoint)
-    register_model(entrypoint)
+    registered = takes_published_tags(entrypoint)
+    setattr(sys.modules[module], variant, registered)
+    register_model(registered)
 
 
 def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
@@ -120,6 +124,7 @@ def create_grown(
     options: Options,
     pretrained: bool = False,
     settled: int = 0,
+    delta_of: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a grown network, with its base's weights or a grown checkpoint's if `pretrained`.
@@ -133,11 +138,20 @@ def create_grown(
         options: How new units meet old ones.
         pretrained: Whether to load weights.
         settled: How many of the growth's steps count as old, as in a saved network that grew again after training.
+        delta_of: What the checkpoint stands on, as `timm_devnet.delta.Base.to_dict` writes it, if it is one that holds
+            only what differs. A whole checkpoint needs no base, whatever this says. An empty dict says that there is
+            none, to build the network of a delta without weights.
         **kwargs: timm's: for its `build_model_with_cfg` and for the base's constructor, which refuses unknown ones.
 
     Returns:
         The network, or its feature extractor with `features_only=True`.
+
+    Raises:
+        ValueError: If an argument or the checkpoint does not fit, or the base of a delta cannot be had.
     """
+    below = Base.from_dict(delta_of) if delta_of is not None and delta_of != {} else None
+    if below is not None and not pretrained:
+        _refuse_without_base(variant, below, kwargs.get('device'))
 
     def build(**model_kwargs: Any) -> nn.Module:
         if pretrained:
@@ -152,12 +166,18 @@ def create_grown(
         model.take(parsed, options, settled)
         return model
 
+    def filter_fn(state_dict: Mapping[str, Any], model: Grown) -> dict[str, Tensor]:
+        check_published(state_dict, model.pretrained_cfg)
+        if below is not None and lacks_old_network(state_dict, model):
+            state_dict = complete(state_dict, fetch(below, kwargs.get('cache_dir')))
+        return filter_checkpoint(state_dict, model)
+
     model = build_model_with_cfg(
         build,
         variant,
         pretrained,
         feature_cfg=dict(feature_cls='getter', flatten_sequential=True),
-        pretrained_filter_fn=filter_checkpoint,
+        pretrained_filter_fn=filter_fn,
         **kwargs,
     )
     if pretrained:
@@ -166,6 +186,20 @@ def create_grown(
                 vars(module).get(kind, {}).pop('state_dict', None)
         _finish(model, kwargs.get('device'))
     return model
+
+
+def _refuse_without_base(variant: str, below: Base, device: torch.device | str | None) -> None:
+    """Refuse to build the network of a delta for someone who loads the file alone, and would have a random base.
+
+    transformers does so, on the meta device by a context; whoever says device='meta' wants shapes.
+    """
+    if device is None or torch.device(device).type != 'meta':
+        raise ValueError(
+            f'This checkpoint of {variant} may hold only what differs from {below}, so without pretrained=True the '
+            'base would stay at random numbers. timm: give pretrained=True, or delta_of={} for random numbers. '
+            'transformers: make a whole copy with `python -m hub pull ORG/NAME --local-dir DIR` and load DIR; if '
+            'model.safetensors is whole already, take delta_of out of model_args in config.json.'
+        )
 
 
 def _finish(model: nn.Module, device: torch.device | str | None) -> None:

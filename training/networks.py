@@ -16,6 +16,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 import timm_devnet
+from timm_devnet import delta
 from timm_devnet.packages import lite_package, packaged_weights
 
 from .config import Config
@@ -23,6 +24,8 @@ from .data import InputFormat
 
 # What a file raises that is no file of tensors, or a pickle with code in it.
 UNREADABLE_WEIGHTS = (pickle.UnpicklingError, SafetensorError, EOFError)
+
+HUB = 'the Hugging Face Hub'
 
 
 class BlockAnswers(nn.Module):
@@ -83,6 +86,8 @@ def build_network(config: Config, num_classes: int | None) -> tuple[nn.Module, s
         count_batches_once(model)
     # timm keeps a copy of weights given in memory.
     model.pretrained_cfg.pop('state_dict', None)
+    # A network that came as a delta is whole now, and so are the checkpoints of the run.
+    getattr(model, '_model_args', {}).pop('delta_of', None)
     if config.block_loss and not timm_devnet.block_names(model):
         raise ValueError(
             f'--block-loss {config.block_loss} needs a grown network: {config.model} has no blocks (leave it out, or '
@@ -129,7 +134,7 @@ def find_weights(config: Config) -> tuple[dict[str, Any], str]:
     weights = packaged_weights(package)
     if weights is not None:
         return {'state_dict': timm_devnet.convert_lite(weights)}, f'the package {package}'
-    return {}, 'the Hugging Face Hub'
+    return {}, HUB
 
 
 def weights_of_file(config: Config) -> dict[str, Any]:
@@ -159,6 +164,35 @@ def weights_of_file(config: Config) -> dict[str, Any]:
             f'{sorted(lacking)[:3]} ({len(lacking)} in all) and has besides {sorted(unknown)[:3]} ({len(unknown)})'
         )
     return {'state_dict': given}
+
+
+def describe_base(config: Config, model: nn.Module, origin: str) -> dict[str, str | None] | None:
+    """Describe for run.json what a network stands on, before it is trained.
+
+    Args:
+        config: Of the run.
+        model: As `build_network` gave it.
+        origin: The same.
+
+    Returns:
+        model and revision by which others can get the weights (None where nobody can), tensors (their checksum),
+        license (None where it is not known, as of a file) and origin; None for a network that begins with random
+        numbers.
+    """
+    if not config.pretrained:
+        return None
+    cfg: dict[str, Any] = vars(model)['pretrained_cfg']
+    is_file = config.pretrained_path is not None or cfg.get('source') == 'local-dir'
+    base = delta.base_of(model, is_local=origin != HUB)
+    if origin == HUB and not cfg.get('hf_hub_id'):
+        origin = cfg.get('file') or str(cfg.get('url'))
+    return {
+        'model': base.model if base else None,
+        'revision': base.revision if base else None,
+        'tensors': base.tensors if base else delta.digest(delta.first_tensors(model), ()),
+        'license': None if is_file else cfg.get('license'),
+        'origin': origin,
+    }
 
 
 def package_advice(name: str) -> str:

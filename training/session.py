@@ -44,6 +44,8 @@ class Session:
     input_format: InputFormat
     network: nn.Module
     """As timm made it."""
+    base: dict[str, Any]
+    """What run.json says of the network's beginning; empty where that is not known."""
     model: nn.Module
     """The same as prepared: perhaps wrapped by `BlockAnswers` and DDP."""
     optimizer: AcceleratedOptimizer
@@ -94,6 +96,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     set_seed(config.seed)
     num_classes = networks.count_classes(config, sources['train'].classes)
     network, origin = networks.build_network(config, num_classes)
+    base = {'base': networks.describe_base(config, network, origin)} if accelerator.is_main_process else {}
     input_format = networks.input_format(network, config.img_size)
     networks.check_img_size(network, input_format.img_size)
     check_thaws(config, network, accelerator)
@@ -129,6 +132,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         sources=sources,
         input_format=input_format,
         network=network,
+        base=base,
         model=model,
         optimizer=prepared_optimizer,
         # Made of what was prepared: DeepSpeed may put an optimizer of its own in the place of ours.
@@ -169,6 +173,7 @@ def settle(session: Session) -> None:
 def resume(session: Session, folder: RunFolder) -> None:
     """Go on with a run, under the same options and on the same data, from its newest checkpoint."""
     folder.refuse_changes(describe_run(session.config, session.sources, len(session.order.indices)))
+    session.base = {name: value for name, value in folder.read_run().items() if name == 'base'}  # it began with that
     session.progress = load_checkpoint(folder.state, session.accelerator, session.state, session.config)
     if session.thawing.passed:
         follow_thaw(session)

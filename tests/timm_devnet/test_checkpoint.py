@@ -435,6 +435,14 @@ def test_old_checkpoints_without_counters_enter(base: Any) -> None:
     assert torch.equal(model.conv_head.weight, base.conv_head.weight)
 
 
+@pytest.mark.parametrize('growth', ['wa16', 'norm'])
+def test_old_checkpoints_without_counters_enter_through_create_model(growth: str, base: Any) -> None:
+    state = {key: value for key, value in base.state_dict().items() if 'num_batches_tracked' not in key}
+    overlay = dict(state_dict=state)
+    model = timm.create_model(f'{LITE}_wa', growth=growth, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert model.bn1.num_batches_tracked == 0
+
+
 def test_lite_weights_enter_a_plain_lite_after_conversion(lite_weights: Path) -> None:
     model = timm.create_model(LITE)
     missing = model.load_state_dict(convert_lite(torch.load(lite_weights, weights_only=True)))
