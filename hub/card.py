@@ -15,6 +15,7 @@ from training.report import interval
 from .markdown import code, code_block, table
 from .metadata import HUB, Subject, describe, title
 from .picture import describe_growth
+from .record import Record
 
 # Stands for the repository until its name is known; see `name_repository`.
 PLACEHOLDER = 'ORG/NAME'
@@ -234,7 +235,7 @@ def show_transformers(subject: Subject) -> str:
     """How transformers loads it; of a delta it needs a whole copy."""
     if subject.section['delta']:
         return (
-            'transformers does not complete delta checkpoints. Make a whole copy first, then give its folder in the '
+            'transformers does not complete delta checkpoints. Make a whole copy first, and give its folder in the '
             'place of the name below:\n\n'
             + code_block(f'python -m hub pull {PLACEHOLDER} --local-dir whole-copy', 'bash')
             + '\n'
@@ -251,13 +252,20 @@ def transformers_snippet(subject: Subject, place: str) -> str:
     )
 
 
+def missing_base(record: Record | None) -> str:
+    """Say why there is no base to name."""
+    if record is None or 'base' not in record.facts:
+        return 'What the weights began with is not recorded'
+    if record.facts['base'] is None:
+        return 'The run started from random numbers'
+    return 'The run began with weights that cannot be had by a name'
+
+
 def show_origin(subject: Subject) -> str:
     """What it stands on, and under which licence."""
     section, base = subject.section, subject.section['base']
     if base is None:
-        is_random = subject.record is not None and not subject.record.config['pretrained']
-        where = 'The run started from random numbers' if is_random else 'What the weights began with is not recorded'
-        text = f'{where}, so no base model is named.\n'
+        text = f'{missing_base(subject.record)}, so no base model is named.\n'
     else:
         at = f' at revision `{base["revision"]}`' if base['revision'] else ''
         text = f'It began with {base_link(subject)}{at}, whose tensors have checksum `{base["tensors"]}`.\n'

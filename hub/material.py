@@ -65,8 +65,7 @@ def read_material(path: Path, record: Record | None) -> Material:
             header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f'{path / WEIGHTS} cannot be read: {error}') from error
-    recorded = record.base if record else None
-    base = None if recorded is None else Base(*(recorded[name] for name in ('model', 'revision', 'tensors')))
+    base = record.base if record else None
     material = Material(
         config,
         network,
@@ -74,7 +73,7 @@ def read_material(path: Path, record: Record | None) -> Material:
         options=public_options(record.config) if record else shared_options(header.get('config')),
         record=record,
         base=base,
-        base_license=None if base is None or recorded is None else find_license(base, recorded.get('license')),
+        base_license=record.base_license if record and record.knows_license else find_license(base),
     )
     check_tensors(material, str(path))
     return material
@@ -93,7 +92,9 @@ def read_config(path: Path) -> tuple[dict[str, Any], Any]:
     if isinstance(config, dict) and 'timm_devnet' in config:
         raise ValueError(f'{path} is staged already: publish it as it is, or stage the run that it came from')
     try:
-        network: Any = timm.create_model(f'local-dir:{path}', pretrained=False, device='meta')
+        # What was loaded from a delta says so, and would not be built without weights; it is whole now.
+        whole: dict[str, Any] = {'delta_of': {}} if config.get('model_args', {}).get('delta_of') else {}
+        network: Any = timm.create_model(f'local-dir:{path}', pretrained=False, device='meta', **whole)
     except IMPOSSIBLE as error:
         raise ValueError(
             f'{path / "config.json"} describes no network that timm can build, so nobody could load it: {error}'
@@ -147,10 +148,10 @@ def shared_options(text: str | None) -> str | None:
     return None
 
 
-def find_license(base: Base, recorded: str | None) -> str | None:
-    """Find the licence of a base: what the run recorded, what timm knows, or what its repository's card says."""
-    if recorded and recorded != 'unknown':
-        return recorded
+def find_license(base: Base | None) -> str | None:
+    """Find the licence of a base: what timm knows, or what its repository's card says; None if neither does."""
+    if base is None:
+        return None
     if not base.model.startswith(HUB):
         return license_of(base.model)
     try:

@@ -13,9 +13,8 @@ from timm.models import get_pretrained_cfg, model_entrypoint
 from training.predictions import printable
 
 from .markdown import one_line
-from .record import Record
+from .record import HUB, Record
 
-HUB = 'hf-hub:'
 # What the Hub's metadata may call a licence; any other is `other` with a name of its own.
 LICENSE_NAMES = """
     apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigcode-openrail-m afl-3.0 artistic-2.0

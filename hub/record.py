@@ -14,10 +14,12 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from timm_devnet.delta import Base
 from training.predictions import printable
 from training.run_folder import RunFolder
 
 WEIGHTS = 'model.safetensors'
+HUB = 'hf-hub:'
 Row = dict[str, float | None]
 
 # Where a path begins that is not relative: at the start of a value, or after what stands before paths in options.
@@ -65,9 +67,26 @@ class Record:
         return name if prefix.lower() in ('hfds', 'hfids') and not Path(name).exists() else None
 
     @property
-    def base(self) -> dict[str, Any] | None:
-        """What it began with: model, revision, tensors, license, origin; None where nobody can get that by a name."""
-        return self.facts.get('base')
+    def base(self) -> Base | None:
+        """What it began with; None for random numbers, and for what nobody else can get by a name."""
+        found = self.facts.get('base')
+        return (
+            None
+            if not found or found['model'] is None
+            else Base(*(found[key] for key in ('model', 'revision', 'tensors')))
+        )
+
+    @property
+    def knows_license(self) -> bool:
+        """Whether the run recorded what is known of its base's licence; the card of a repository may tell more."""
+        found = self.facts.get('base')
+        return found is not None and bool(found['license'] or not (found['model'] or '').startswith(HUB))
+
+    @property
+    def base_license(self) -> str | None:
+        """Of the base, as the run recorded it."""
+        name = (self.facts.get('base') or {}).get('license')
+        return None if name == 'unknown' else name
 
     @property
     def row(self) -> Row | None:

@@ -161,8 +161,7 @@ def stage_model(
     with tempfile.TemporaryDirectory() as place:
         write_config(Path(place) / 'config.json', network, names, {})
         config, blank = read_config(Path(place))
-    base_license = None if base is None else find_license(base, None)
-    material = Material(config, blank, network.state_dict(), base=base, base_license=base_license)
+    material = Material(config, blank, network.state_dict(), base=base, base_license=find_license(base))
     check_tensors(material, known['architecture'])
     order = Order(delta, None, license, None if base_file is None else Path(base_file), repo_id, say)
     return write_staged(material, folder, order)
@@ -221,7 +220,8 @@ def describe(material: Material, is_delta: bool, storage: str, license: str, sum
         'metrics': record.metrics() if record else None,
         'sha256': sums,
     }
-    return {**material.config, 'model_args': arguments, 'timm_devnet': section}
+    cfg = {**material.config['pretrained_cfg'], 'license': license}  # timm copies it from a base, whatever began there
+    return {**material.config, 'model_args': arguments, 'pretrained_cfg': cfg, 'timm_devnet': section}
 
 
 def add_pictures(material: Material, place: Path) -> list[str]:

@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# safetensors' names.
+# safetensors' names, in the order in which it lays tensors: so each of them is aligned.
 DTYPES = {
+    torch.int64: 'I64',
     torch.float64: 'F64',
     torch.float32: 'F32',
-    torch.float16: 'F16',
-    torch.bfloat16: 'BF16',
-    torch.int64: 'I64',
     torch.int32: 'I32',
+    torch.bfloat16: 'BF16',
+    torch.float16: 'F16',
     torch.int16: 'I16',
     torch.int8: 'I8',
     torch.uint8: 'U8',
@@ -53,7 +53,8 @@ def write_weights(
         ValueError: A tensor is of a type that is not stored, or has no values.
     """
     stored = {name: stored_dtype(name, tensor, dtype) for name, tensor in tensors.items()}
-    names = sorted(tensors, key=lambda name: (-stored[name].itemsize, name))  # so that every tensor is aligned
+    order = list(DTYPES)
+    names = sorted(tensors, key=lambda name: (order.index(stored[name]), name))
     header: dict[str, object] = {'__metadata__': dict(metadata)}
     end = 0
     for name in names:
