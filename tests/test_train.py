@@ -16,9 +16,10 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train
+from timm_devnet.delta import digest
 from training.config import Config
 from training.features import Features
 from training.interruption import EXIT_INTERRUPTED, InterruptedRun
@@ -332,6 +333,25 @@ def test_block_loss_teaches_every_block(config: Config) -> None:
     assert float(rows[-1]['train_loss']) < float(rows[0]['train_loss'])
     without = metrics(train.main(dataclasses.replace(config, block_loss=0.0, epochs=1))['run'])
     assert float(without[0]['train_loss']) < float(rows[0]['train_loss'])
+
+
+def test_the_run_says_what_the_network_stands_on(config: Config, tmp_path: Path) -> None:
+    assert json.loads(Path(train.main(config)['run'], 'run.json').read_text())['base'] is None
+    state = timm.create_model('test_efficientnet').state_dict()
+    save_file(state, tmp_path / 'start.safetensors')
+    config = dataclasses.replace(config, pretrained=True, pretrained_path=str(tmp_path / 'start.safetensors'))
+    base = json.loads(Path(train.main(config)['run'], 'run.json').read_text())['base']
+    assert base['tensors'] == digest(state, 'classifier')  # and not that of the trained network
+
+
+@pytest.mark.parametrize('began', [{'base': {'model': 'as it was'}}, {}])
+def test_a_resumed_run_keeps_what_its_network_stood_on(began: dict[str, Any], config: Config) -> None:
+    config = dataclasses.replace(config, epochs=1)
+    path = Path(train.main(config)['run'], 'run.json')
+    facts = {name: value for name, value in json.loads(path.read_text()).items() if name != 'base'}
+    path.write_text(json.dumps({**facts, **began}))
+    train.main(dataclasses.replace(config, resume='auto'))
+    assert {name: value for name, value in json.loads(path.read_text()).items() if name == 'base'} == began
 
 
 def test_recomputed_activations_change_nothing(config: Config) -> None:
