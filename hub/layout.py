@@ -10,7 +10,8 @@ REQUIRED = (CONFIG, WEIGHTS)
 FILES = (*REQUIRED, CARD, 'metrics.csv', 'curves.png', 'growth.png')
 # By this tag of its card a published network is found.
 TAG = 'timm_devnet'
-# Of every file but the weights. A card with a thousand class names has 0.1 MB.
+# Of every file but the weights. A card with a thousand class names has 0.1 MB; JSON takes up to thirty times that in
+# memory.
 MAX_BYTES = 10_000_000
 
 

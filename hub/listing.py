@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from huggingface_hub.hf_api import ModelInfo
 
 from .faults import Say, check_repo_id, explained, patiently, printable
 from .layout import CONFIG, MAX_BYTES, TAG, WEIGHTS, format_bytes
+from .strict_json import parse
 
 # Questions to the Hub at once; it answers each in a fifth of a second.
 THREADS = 8
@@ -122,10 +122,7 @@ def read_section(config: bytes) -> dict[str, Any] | None:
     Raises:
         ValueError: It cannot be read, or is of a later version than this one.
     """
-    try:
-        contents = json.loads(config)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError, and so is a number too long
-        raise ValueError(f'{CONFIG} is no JSON that can be read: {type(error).__name__}') from error
+    contents = parse(config, CONFIG)
     if not isinstance(contents, dict):
         raise ValueError(f'{CONFIG} holds no object')
     section = contents.get('timm_devnet')

@@ -15,6 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoSibling
 
+from training.files import made_whole, refuse_taken
+
 from .faults import Say, check_repo_id, explained, patiently, printable
 from .layout import FILES, MAX_BYTES, REQUIRED, WEIGHTS, format_bytes
 
@@ -202,29 +204,10 @@ def copy_to(snapshot: str | Path, local_dir: str | Path) -> Path:
     Raises:
         ValueError: The folder is not empty, is a file, or cannot be written.
     """
-    folder = Path(local_dir).absolute()
-    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f'{local_dir} exists already and is not an empty folder: give another one')
-    unfinished = folder.with_name(f'.{folder.name}.unfinished')
-    with explained(str(local_dir)):
-        shutil.rmtree(unfinished, ignore_errors=True)
-        try:
-            unfinished.mkdir(parents=True)
-            for name in FILES:
-                source = Path(snapshot) / name
-                if source.exists():
-                    copy_synced(source, unfinished / name)
-            if folder.exists():
-                folder.rmdir()  # not every system replaces an empty one
-            os.rename(unfinished, folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    folder = Path(local_dir)
+    refuse_taken(folder)
+    with explained(str(local_dir)), made_whole(folder) as place:
+        for name in FILES:
+            if (Path(snapshot) / name).exists():
+                shutil.copyfile(Path(snapshot) / name, place / name)
     return folder
-
-
-def copy_synced(source: Path, target: Path) -> None:
-    """Copy a file's contents and have the system put them on the disk itself, before the folder gets its name."""
-    with open(source, 'rb') as reader, open(target, 'wb') as writer:
-        shutil.copyfileobj(reader, writer, CHUNK_BYTES)
-        writer.flush()
-        os.fsync(writer.fileno())

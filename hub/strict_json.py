@@ -7,9 +7,10 @@ import re
 from itertools import accumulate
 from typing import Any, NoReturn
 
-__all__ = ['MAX_BYTES', 'MAX_DEPTH', 'escaped', 'parse', 'shown']
+from .layout import MAX_BYTES
 
-MAX_BYTES = 10_000_000  # parsed, it takes up to thirty times that in memory
+__all__ = ['MAX_DEPTH', 'escaped', 'parse', 'shown']
+
 MAX_DEPTH = 16  # config.json has four
 _MAX_DIGITS = 40  # of a number, as it is written
 _MAX_INTEGER = 2**63

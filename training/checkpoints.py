@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import random
@@ -24,10 +23,11 @@ from torch import Tensor, nn
 from . import sharding
 from .config import CHECKPOINT_EVERY, Config
 from .faults import Fault, shared_writing
+from .files import sha256, sync
 from .metrics import Tally
 from .order import EpochOrder
 from .progress import Progress
-from .run_folder import checkpoints, sync
+from .run_folder import checkpoints
 from .tensor_files import write_tensors
 
 FILES = ('model.safetensors', 'optimizer.pt', 'progress.json')
@@ -177,15 +177,6 @@ def write_checkpoint(target: Path, state: RunState, weights: dict[str, Tensor], 
         sync(target.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def sha256(path: Path) -> str:
-    """Compute a file's checksum."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def find_damage(checkpoint: Path) -> str | None:

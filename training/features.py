@@ -20,8 +20,8 @@ from timm_devnet import split_frozen
 
 from .config import Config
 from .data import Images, Normalize, count_workers, leave_signals_to_parent
+from .files import sync
 from .metrics import split_output
-from .run_folder import sync
 
 # numpy has no bfloat16: its bits are kept as another type of two bytes.
 STORED_AS = {torch.bfloat16: torch.int16}

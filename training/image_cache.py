@@ -32,7 +32,7 @@ from tqdm import tqdm
 from . import networks
 from .config import Config
 from .devices import cache_folder
-from .run_folder import sync
+from .files import sync
 from .sources import Source, Stream, StreamedImage, is_streamed, stamp_of
 from .sources.splits import number_targets
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import datetime
 import importlib.metadata
 import io
 import itertools
 import json
-import os
 import platform
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,48 +29,12 @@ from torch import Tensor, nn
 
 from .config import Config
 from .data import InputFormat
+from .files import replace_file, replace_text
 from .sources import Source, fingerprint
 from .tensor_files import write_tensors
 
 # Where the images are listed whose loss was not finite.
 NONFINITE = 'nonfinite.txt'
-
-
-def sync(path: Path) -> None:
-    """Make the system put a file or folder on the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Replace a file at one stroke: whoever opens it, even after a crash, finds the old one or the new one, whole.
-
-    Args:
-        path: The file.
-        write: Writes its new contents to the path it is given.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.unfinished')
-    try:
-        write(unfinished)
-        sync(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    if os.name == 'posix':
-        sync(path.parent)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a text file at one stroke."""
-
-    def write(unfinished: Path) -> None:
-        unfinished.write_bytes(text.encode())
-
-    replace_file(path, write)
 
 
 def checkpoints(state: Path) -> list[Path]:
@@ -205,23 +169,32 @@ class RunFolder:
 
         The configuration goes along inside the weights' metadata. The weights are given besides the network, which may
         hold only this process's part of them.
-        timm's save_for_hf would write both files in place, keep num_classes among the model's arguments (which
-        transformers then passes twice), and refuse channels-last tensors, as safetensors does.
+        timm's save_for_hf would write both files in place and refuse channels-last tensors, as safetensors does.
         """
-        described = {'label_names': classes, 'pretrained_cfg': input_format.timm_config()}
-
-        def write_config(path: Path) -> None:
-            save_config_for_hf(model, str(path), model_config=described)
-            contents = json.loads(path.read_text())
-            contents.get('model_args', {}).pop('num_classes', None)
-            path.write_text(json.dumps(contents, indent=2) + '\n')
-
         last, best = self.path / 'last', self.path / 'best'
-        replace_file(last / 'config.json', write_config)
+        cfg = input_format.timm_config()
+        replace_file(last / 'config.json', lambda path: write_config(path, model, classes, cfg))
         metadata = {'format': 'pt', 'config': config.to_json()}
         replace_file(last / 'model.safetensors', lambda path: write_tensors(path, weights, metadata))
         for name in ('config.json', 'model.safetensors') if is_best else ():
             replace_file(best / name, partial(shutil.copyfile, last / name))
+
+
+def write_config(path: Path, model: nn.Module, classes: list[str], pretrained_cfg: dict[str, Any]) -> None:
+    """Describe a network in timm's own config.json.
+
+    timm would keep num_classes among the model's arguments, which transformers then passes twice.
+
+    Args:
+        path: The file.
+        model: As timm made it.
+        classes: Names of its outputs; none where they are not known.
+        pretrained_cfg: What differs from the network's own, such as the size of its input.
+    """
+    save_config_for_hf(model, str(path), model_config={'label_names': classes, 'pretrained_cfg': pretrained_cfg})
+    contents = json.loads(path.read_text())
+    contents.get('model_args', {}).pop('num_classes', None)
+    path.write_text(json.dumps(contents, indent=2) + '\n')
 
 
 def describe_run(config: Config, sources: dict[str, Source], train_images: int) -> dict[str, Any]:
@@ -238,6 +211,7 @@ def describe_run(config: Config, sources: dict[str, Source], train_images: int) 
             **({'split_files': split_files} if any(split_files.values()) else {}),
         },
         'command': shlex.join(sys.argv),
+        'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         'versions': {name: installed_version(name) for name in ('timm-devnet', 'timm', 'torch', 'accelerate')},
         'python': platform.python_version(),
     }

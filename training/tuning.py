@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .config import Config, MemoryFormat
 from .devices import cache_folder, return_freed_memory
+from .files import replace_text
 from .metrics import split_output
-from .run_folder import replace_text
 
 # Images in a measured batch at most: which layout is faster hardly depends on it, and a step of VGG16 takes seconds.
 MEASURED_BATCH = 8

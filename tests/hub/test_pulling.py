@@ -306,7 +306,7 @@ def test_copy(hub: HubServer, published: dict[str, bytes], tmp_path: Path, exist
 def test_copy_overwrites_nothing(hub: HubServer, published: dict[str, bytes], tmp_path: Path) -> None:
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'thesis.tex').write_text('dear')
-    with pytest.raises(ValueError, match='exists already and is not an empty folder'):
+    with pytest.raises(ValueError, match='exists and is not an empty folder'):
         copy_to(download(NAME), tmp_path / 'mine')
     assert files_of(tmp_path / 'mine') == {'thesis.tex': b'dear'}
 

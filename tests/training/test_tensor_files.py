@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from training import tensor_files
 from training.tensor_files import DTYPES, write_tensors
@@ -33,7 +33,38 @@ def test_the_library_reads_what_was_written(piece_bytes: int, tmp_path: Path, mo
     assert checksum == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_type_without_a_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='weight is of torch.complex64'):
-        write_tensors(tmp_path / 'file', {'weight': torch.zeros(1, dtype=torch.complex64)})
-    assert not list(tmp_path.iterdir())
+ODD = {
+    'scalar': torch.tensor(3),
+    'empty': torch.empty(0, 3),
+    'bool': torch.tensor([True, False, True]),
+    'half': torch.arange(5, dtype=torch.float16),
+    'transposed': torch.arange(6.0).reshape(2, 3).T,
+    'channels_last': torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    'nan': torch.tensor([float('nan'), -0.0]),
+    'bytes': torch.arange(3, dtype=torch.uint8),
+}
+
+
+def test_the_tensors_lie_as_safetensors_itself_would_lay_them(tmp_path: Path) -> None:
+    write_tensors(tmp_path / 'ours', ODD, {'format': 'pt'})
+    save_file({name: tensor.contiguous() for name, tensor in ODD.items()}, tmp_path / 'theirs', {'format': 'pt'})
+    assert (tmp_path / 'ours').read_bytes() == (tmp_path / 'theirs').read_bytes()
+
+
+def test_the_checksum_is_that_of_the_file(tmp_path: Path) -> None:
+    checksum = write_tensors(tmp_path / 'file', {'a': torch.rand(3_000_000)}, {})  # of several chunks
+    assert checksum == hashlib.sha256((tmp_path / 'file').read_bytes()).hexdigest()
+
+
+def test_only_floating_point_tensors_are_rounded(tmp_path: Path) -> None:
+    write_tensors(tmp_path / 'file', ODD, {}, torch.bfloat16)
+    kinds = {name: tensor.dtype for name, tensor in load_file(tmp_path / 'file').items()}
+    assert {name for name, kind in kinds.items() if kind == torch.bfloat16} == {
+        *('empty', 'half', 'transposed', 'channels_last', 'nan')
+    }
+    assert kinds['scalar'] == torch.int64
+
+
+def test_types_that_are_not_stored_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='tensor z is of type torch.complex64: only int64, float64'):
+        write_tensors(tmp_path / 'file', {'z': torch.zeros(1, dtype=torch.complex64)}, {})
