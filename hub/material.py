@@ -210,40 +210,43 @@ def load_base(material: Material, base_file: Path | None) -> dict[str, Tensor]:
     base = material.base
     assert base is not None, 'a base is recorded'
     if base_file is not None:
-        state = read_base_file(material, base_file)
-        found = digest(state, material.classifier)
-        if found != base.tensors:
-            raise ValueError(
-                f'{base_file} is not the base {base} that the run began with: its tensors have checksum {found}, and '
-                f'run.json says {base.tensors}; give the right file, or none to fetch it'
-            )
-        return state
+        return read_base_file(material.config, base, base_file)
     began = (material.record.config.get('pretrained_path') if material.record else None) or ''
     if began and Path(began).is_file():
         with contextlib.suppress(ValueError):  # it may have been replaced since
-            state = read_base_file(material, Path(began))
-            if digest(state, material.classifier) == base.tensors:
-                return state
+            return read_base_file(material.config, base, Path(began))
     return fetch(base)
 
 
-def read_base_file(material: Material, path: Path) -> dict[str, Tensor]:
-    """Read a base as timm does, in whatever layout: build the network from it, and take what it gave.
+def read_base_file(config: dict[str, Any], base: Base, path: Path) -> dict[str, Tensor]:
+    """Read a base's tensors as timm does, in whatever layout: build the network from the file, and take what it gave.
+
+    Args:
+        config: config.json of the network that stands on it.
+        base: What the file must hold.
+        path: The file.
 
     Raises:
-        ValueError: The file is another network's.
+        ValueError: The file holds something else.
     """
     if not path.is_file():
         raise ValueError(f'the base file {path} is not a file')
-    options = {**material.config.get('model_args', {}), 'num_classes': 0}
+    options = {**config.get('model_args', {}), 'num_classes': 0}
     options.pop('delta_of', None)
     try:
-        network = timm.create_model(
-            material.config['architecture'],
+        network: Any = timm.create_model(
+            config['architecture'],
             pretrained=True,
             pretrained_cfg_overlay={'file': str(path)},
             **options,
         )
     except (RuntimeError, ValueError, *UNREADABLE_WEIGHTS) as error:
-        raise ValueError(f'{path} is not the base of {material.config["architecture"]}: {error}') from error
-    return first_tensors(network)
+        raise ValueError(f'{path} is not the base of {config["architecture"]}: {error}') from error
+    state = first_tensors(network)
+    found = digest(state, network.pretrained_cfg['classifier'])
+    if found != base.tensors:
+        raise ValueError(
+            f'{path} is not the base {base} that the network began with: its tensors have checksum {found}, and should '
+            f'have {base.tensors}; give the right file, or none to fetch it'
+        )
+    return state

@@ -18,11 +18,11 @@ from training import evaluation
 from training.config import Config
 from training.image_cache import open_cache
 from training.sources import fingerprint, load_sources
+from training.tensor_files import write_tensors
 
 from .layout import WEIGHTS
 from .material import Material
 from .record import Record
-from .weights import write_weights
 
 
 def evaluation_of(record: Record | None) -> Config:
@@ -70,7 +70,7 @@ def measure_stored(
                 for name, tensor in material.tensors.items()
             }
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=place)))
-            write_weights(place / WEIGHTS, whole, {'format': 'pt'})
+            write_tensors(place / WEIGHTS, whole, {'format': 'pt'})
             config = {**config, 'model_args': {k: v for k, v in config['model_args'].items() if k != 'delta_of'}}
         (place / 'config.json').write_text(json.dumps(config), encoding='utf-8')
         with contextlib.redirect_stdout(io.StringIO()):
