@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from .config import Config
 from .data import InputFormat
+from .measures import WORDS, measure_of
 from .sources import Source, fingerprint
 
 # Where the images are listed whose loss was not finite.
@@ -206,7 +207,9 @@ class RunFolder:
         timm's save_for_hf would write both files in place, keep num_classes among the model's arguments (which
         transformers then passes twice), and refuse channels-last tensors, as safetensors does.
         """
-        described = {'label_names': classes, 'pretrained_cfg': input_format.timm_config()}
+        described: dict[str, Any] = {'label_names': classes, 'pretrained_cfg': input_format.timm_config()}
+        if config.multi_label:
+            described['problem_type'] = 'multi_label_classification'  # for transformers; timm passes over it
 
         def write_config(path: Path) -> None:
             save_config_for_hf(model, str(path), model_config=described)
@@ -299,13 +302,17 @@ def find_folder(config: Config, accelerator: Accelerator) -> RunFolder | None:
 
 
 def draw_curves(history: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Draw loss and top-1 of training and validation over the epochs."""
+    """Draw loss and top-1, or mAP, of training and validation over the epochs."""
     figure = Figure(figsize=(10, 4), dpi=120, layout='constrained')
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     panels = figure.subplots(1, 2)
-    for axes, key, label in zip(panels, ('loss', 'top1'), ('cross-entropy', 'top-1 (%)'), strict=True):
+    measure = measure_of(history[-1])
+    labels = (measure.loss, f'{WORDS[measure.name]} (%)')
+    for axes, key, label in zip(panels, ('loss', measure.name), labels, strict=True):
         for split, color in (('train', 'tab:blue'), ('val', 'tab:orange')):
+            if all(f'{split}_{key}' not in row for row in history):
+                continue
             rows = [row for row in history if row[f'{split}_{key}'] is not None]
             axes.plot(
                 [row['epoch'] for row in rows],
