@@ -72,11 +72,19 @@ def push(
         replaces: The last commit of what is overwritten, at least 7 digits of it.
         dry_run: Change nothing: list files and sizes, and show the card.
     """
-    where = {'private': private, 'revision': revision, 'create_pr': create_pr, 'replaces': replaces}
-    if dry_run:
-        publishing.plan_push(run, repo, **vars(how), **where)
+    pushed = publishing.push(
+        run,
+        repo,
+        **vars(how),
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        message=message,
+        replaces=replaces,
+        dry_run=dry_run,
+    )
+    if pushed is None:
         return 0
-    pushed = publishing.push(run, repo, **vars(how), **where, message=message)
     print(f'{pushed.url}, commit {pushed.commit[:12]}; to load it:')
     print(f"import timm, timm_devnet; model = timm.create_model('hf-hub:{pushed.repo_id}', pretrained=True)")
     return 0

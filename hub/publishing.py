@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -26,7 +24,7 @@ from .faults import Say, printable
 from .layout import CARD, CONFIG, FILES, WEIGHTS, format_bytes
 from .material import read_base_file
 from .pulling import copy_to, download
-from .pushing import Plan, Pushed, dry_run, push_folder
+from .pushing import Pushed, plan_push, push_folder
 from .staging import stage
 from .strict_json import parse
 
@@ -55,9 +53,10 @@ def push(
     create_pr: bool = False,
     message: str | None = None,
     replaces: str | None = None,
+    dry_run: bool = False,
     say: Say = print,
     token: str | None = None,
-) -> Pushed:
+) -> Pushed | None:
     """Stage a run's best weights, check what was staged, and put it on the Hub as one commit.
 
     Args:
@@ -73,88 +72,35 @@ def push(
         create_pr: Propose the commit as a pull request instead of making it.
         message: Title of the commit.
         replaces: The last commit of what is overwritten, at least 7 digits of it.
+        dry_run: Change nothing on the Hub: tell file by file what would happen, and show the card.
         say: Told what happens, line by line.
         token: Instead of that of huggingface_hub's login or environment.
+
+    Returns:
+        Where it is; None after a dry run.
 
     Raises:
         ValueError: The run cannot be published so, the repository holds something that `replaces` does not name, or
             the Hub refuses or cannot be reached. Nothing has changed on the Hub then.
     """
-    with staged(run, repo_id, delta, dtype, license, base_file, say) as folder:
-        return push_folder(
-            folder,
-            repo_id,
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
-            message=message,
-            replaces=replaces,
-            say=say,
-            token=token,
-        )
-
-
-def plan_push(
-    run: str | Path,
-    repo_id: str,
-    *,
-    delta: bool = False,
-    dtype: Dtype | None = None,
-    license: str | None = None,
-    base_file: str | Path | None = None,
-    private: bool = False,
-    revision: str | None = None,
-    create_pr: bool = False,
-    replaces: str | None = None,
-    say: Say = print,
-    token: str | None = None,
-) -> Plan:
-    """Tell what `push` would do, file by file, and show the card; nothing on the Hub is changed.
-
-    Args:
-        run: As for `push`, and so are the others.
-
-    Raises:
-        ValueError: The run cannot be published so, or the Hub cannot be looked at.
-    """
-    with staged(run, repo_id, delta, dtype, license, base_file, say) as folder:
-        return dry_run(
-            folder,
-            repo_id,
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
-            replaces=replaces,
-            say=say,
-            token=token,
-        )
-
-
-@contextlib.contextmanager
-def staged(
-    run: str | Path,
-    repo_id: str,
-    delta: bool,
-    dtype: Dtype | None,
-    license: str | None,
-    base_file: str | Path | None,
-    say: Say,
-) -> Iterator[Path]:
-    """Give a staged and checked folder whose card names its repository."""
     run = Path(run)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / 'staged'
+    storing: dict[str, Any] = {'delta': delta, 'dtype': dtype, 'license': license, 'base_file': base_file}
+    place: dict[str, Any] = {'private': private, 'revision': revision, 'create_pr': create_pr, 'replaces': replaces}
+    with tempfile.TemporaryDirectory() as empty:
+        folder = Path(empty) / 'staged'
         if is_staged(run):
-            options = {'delta': delta, 'dtype': dtype, 'license': license, 'base_file': base_file}
-            given = [f'--{name.replace("_", "-")}' for name, value in options.items() if value]
+            given = [f'--{name.replace("_", "-")}' for name, value in storing.items() if value]
             if given:
                 raise ValueError(f'{run} is staged already, and published as it is: leave out {", ".join(given)}')
             check_folder(run)
-            folder = link_with_card(run, folder, repo_id)
+            folder = name_in_card(run, folder, repo_id)
         else:
-            stage(run, folder, delta=delta, dtype=dtype, license=license, base_file=base_file, repo_id=repo_id, say=say)
+            stage(run, folder, **storing, repo_id=repo_id, say=say)
             check_folder(folder)
-        yield folder
+        if dry_run:
+            plan_push(folder, repo_id, **place, say=say, token=token)
+            return None
+        return push_folder(folder, repo_id, **place, message=message, say=say, token=token)
 
 
 def is_staged(path: Path) -> bool:
@@ -162,7 +108,7 @@ def is_staged(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / CARD).is_file() and not (path / 'run.json').exists()
 
 
-def link_with_card(run: Path, folder: Path, repo_id: str) -> Path:
+def name_in_card(run: Path, folder: Path, repo_id: str) -> Path:
     """Put the repository's name into the card of a folder that was staged without it, which itself is left alone."""
     card = (run / CARD).read_text(encoding='utf-8')
     if PLACEHOLDER not in card:

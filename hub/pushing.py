@@ -163,7 +163,7 @@ def push_folder(
     return Pushed(commit.pr_url or page(api, repo_id, branch), commit.oid, repo_id)
 
 
-def dry_run(
+def plan_push(
     folder: str | Path,
     repo_id: str,
     *,

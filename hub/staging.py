@@ -158,7 +158,7 @@ def stage_model(
     if len(names) > network.num_classes:
         raise ValueError(f'{len(names)} names of classes were given, but the network has {network.num_classes} outputs')
     with tempfile.TemporaryDirectory() as place:
-        write_config(Path(place) / 'config.json', network, names, {})
+        write_config(Path(place) / CONFIG, network, {'label_names': names})
         config, blank = read_config(Path(place))
     material = Material(config, blank, network.state_dict(), base=base, base_license=find_license(base))
     check_tensors(material, known['architecture'])

@@ -24,7 +24,7 @@ from . import sharding
 from .config import CHECKPOINT_EVERY, Config
 from .faults import Fault, shared_writing
 from .files import sha256, sync
-from .metrics import Tally
+from .metrics import MeanLoss
 from .order import EpochOrder
 from .progress import Progress
 from .run_folder import checkpoints
@@ -53,7 +53,7 @@ class RunState:
     order: EpochOrder
     """Of the training images; a checkpoint's place in it counts whole updates."""
     progress: Progress
-    tally: Tally
+    tally: MeanLoss
     """Sums of the epoch under way."""
     further: Mapping[str, Stateful] = field(default_factory=dict)
     """Whatever else has a state, by name. What a checkpoint does not hold yet starts anew."""

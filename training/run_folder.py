@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from .config import Config
 from .data import InputFormat
 from .files import replace_file, replace_text
+from .measures import WORDS, measure_of
 from .sources import Source, fingerprint
 from .tensor_files import write_tensors
 
@@ -172,15 +173,17 @@ class RunFolder:
         timm's save_for_hf would write both files in place and refuse channels-last tensors, as safetensors does.
         """
         last, best = self.path / 'last', self.path / 'best'
-        cfg = input_format.timm_config()
-        replace_file(last / 'config.json', lambda path: write_config(path, model, classes, cfg))
+        described: dict[str, Any] = {'label_names': classes, 'pretrained_cfg': input_format.timm_config()}
+        if config.multi_label:
+            described['problem_type'] = 'multi_label_classification'  # for transformers; timm passes over it
+        replace_file(last / 'config.json', lambda path: write_config(path, model, described))
         metadata = {'format': 'pt', 'config': config.to_json()}
         replace_file(last / 'model.safetensors', lambda path: write_tensors(path, weights, metadata))
         for name in ('config.json', 'model.safetensors') if is_best else ():
             replace_file(best / name, partial(shutil.copyfile, last / name))
 
 
-def write_config(path: Path, model: nn.Module, classes: list[str], pretrained_cfg: dict[str, Any]) -> None:
+def write_config(path: Path, model: nn.Module, described: dict[str, Any]) -> None:
     """Describe a network in timm's own config.json.
 
     timm would keep num_classes among the model's arguments, which transformers then passes twice.
@@ -188,10 +191,9 @@ def write_config(path: Path, model: nn.Module, classes: list[str], pretrained_cf
     Args:
         path: The file.
         model: As timm made it.
-        classes: Names of its outputs; none where they are not known.
-        pretrained_cfg: What differs from the network's own, such as the size of its input.
+        described: What timm does not know of it: label_names, pretrained_cfg where it differs from the network's own.
     """
-    save_config_for_hf(model, str(path), model_config={'label_names': classes, 'pretrained_cfg': pretrained_cfg})
+    save_config_for_hf(model, str(path), model_config=described)
     contents = json.loads(path.read_text())
     contents.get('model_args', {}).pop('num_classes', None)
     path.write_text(json.dumps(contents, indent=2) + '\n')
@@ -277,13 +279,17 @@ def find_folder(config: Config, accelerator: Accelerator) -> RunFolder | None:
 
 
 def draw_curves(history: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Draw loss and top-1 of training and validation over the epochs."""
+    """Draw loss and top-1, or mAP, of training and validation over the epochs."""
     figure = Figure(figsize=(10, 4), dpi=120, layout='constrained')
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     panels = figure.subplots(1, 2)
-    for axes, key, label in zip(panels, ('loss', 'top1'), ('cross-entropy', 'top-1 (%)'), strict=True):
+    measure = measure_of(history[-1])
+    labels = (measure.loss, f'{WORDS[measure.name]} (%)')
+    for axes, key, label in zip(panels, ('loss', measure.name), labels, strict=True):
         for split, color in (('train', 'tab:blue'), ('val', 'tab:orange')):
+            if all(f'{split}_{key}' not in row for row in history):
+                continue
             rows = [row for row in history if row[f'{split}_{key}'] is not None]
             axes.plot(
                 [row['epoch'] for row in rows],

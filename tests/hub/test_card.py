@@ -342,7 +342,7 @@ def test_a_delta_says_what_it_stands_on_and_how_transformers_gets_a_whole_copy(s
     assert 'This is a delta checkpoint' in card
     assert 'python -m hub pull ORG/NAME --local-dir whole-copy' in card
     assert f'`{"ab" * 32}`' in card
-    assert 'delta' in ModelCard(card).data.tags
+    assert 'delta' in ModelCard(card).data.to_dict()['tags']
 
 
 def test_the_repository_is_named_later_or_at_once(subject: Subject) -> None:

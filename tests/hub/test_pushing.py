@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hub.pushing import dry_run, push_folder
+from hub.pushing import plan_push, push_folder
 from tests.hub_server import TOKEN, HubServer, rate_limited
 
 NAME = 'me/net'
@@ -415,7 +415,7 @@ def test_token_that_cannot_be_sent_is_not_quoted(hub: HubServer, staged: Path, t
 def test_dry_run_tells_all_and_changes_nothing(hub: HubServer, staged: Path) -> None:
     old = hub.commit(NAME, {'model.safetensors': b'old', 'pytorch_model.bin': b'\0' * 2000})
     said: list[str] = []
-    plan = dry_run(staged, NAME, say=said.append)
+    plan = plan_push(staged, NAME, say=said.append)
     assert (set(plan.replaced), plan.deleted) == ({'model.safetensors'}, {'pytorch_model.bin': 2000})
     text = '\n'.join(said)
     for words in ('new       README.md (', 'replaced  model.safetensors (400', 'deleted   pytorch_model.bin (2.0 kB)'):
@@ -427,7 +427,7 @@ def test_dry_run_tells_all_and_changes_nothing(hub: HubServer, staged: Path) -> 
 
 def test_dry_run_of_a_new_repository(hub: HubServer, staged: Path) -> None:
     said: list[str] = []
-    dry_run(staged, NAME, say=said.append)
+    plan_push(staged, NAME, say=said.append)
     assert said[0] == f'{NAME}: a new repository'
     assert hub.repos == {}
     assert not any('refused' in line for line in said)
