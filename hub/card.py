@@ -10,7 +10,7 @@ import timm
 from huggingface_hub import ModelCard
 
 from training.costs import multiply_adds
-from training.report import interval
+from training.measures import interval
 
 from .markdown import code, code_block, table
 from .metadata import HUB, Subject, describe, title

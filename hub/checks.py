@@ -134,8 +134,8 @@ def _look(folder: Path, in_cache: bool, problems: list[str]) -> Facts | None:
         return None
     base = Base.from_dict(args['delta_of']) if 'delta_of' in args else None
     is_delta = section['delta'] if section else base is not None and _lacks(header, network)
-    problems += _check_claims(config, header, network)
     problems += check_tensors(header, network, base if is_delta else None)
+    problems += _check_claims(config, header, network)
     problems += check_values(folder / WEIGHTS, header)
     return _gather(config, header, network, is_delta, (folder / WEIGHTS).stat().st_size)
 

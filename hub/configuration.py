@@ -19,6 +19,7 @@ from timm.models import get_pretrained_cfg
 
 import timm_devnet
 from timm_devnet.delta import Base
+from timm_devnet.growth import MAX_LENGTH
 
 from .strict_json import MAX_BYTES, parse, shown
 
@@ -108,6 +109,7 @@ _CONTROL = re.compile(r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]')
 _NULL = Rule('null', lambda value: value is None)
 _FLAG = Rule('true or false', lambda value: type(value) is bool)
 _NAME = _text(100)
+_GROWTH = _text(MAX_LENGTH)
 _LABELS = _list(_prose(500), 1, MAX_CLASSES)
 _DESCRIPTIONS = _object(_prose(2000), MAX_CLASSES)
 _POOL = _text(20, '[a-z]*')
@@ -144,7 +146,7 @@ MODEL_ARGS: Mapping[str, Rule] = {
 }
 GROWN_ARGS: Mapping[str, Rule] = {
     **MODEL_ARGS,
-    'growth': _NAME,
+    'growth': _GROWTH,
     'scale_init': _any_of(_NULL, _number(0, 1e6)),
     'new_init': _choice('random', 'copy'),
     'settled': _whole(0, 200),
@@ -184,7 +186,7 @@ PRETRAINED_CFG: Mapping[str, Rule] = {
 SECTION: Mapping[str, Rule] = {
     'format': Rule(f'{FORMAT}, the format that this version of timm_devnet reads', _choice(FORMAT).allows),
     'version': _text(50),
-    'growth': _any_of(_NULL, _NAME),
+    'growth': _any_of(_NULL, _GROWTH),
     'base': Rule('an object or null', lambda value: value is None or isinstance(value, dict)),
     'delta': _FLAG,
     'storage': _choice('float32', 'bfloat16'),

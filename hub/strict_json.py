@@ -7,10 +7,9 @@ import re
 from itertools import accumulate
 from typing import Any, NoReturn
 
-from .layout import MAX_BYTES
+__all__ = ['MAX_BYTES', 'MAX_DEPTH', 'escaped', 'parse', 'shown']
 
-__all__ = ['MAX_DEPTH', 'escaped', 'parse', 'shown']
-
+MAX_BYTES = 5_000_000  # config.json of 20,000 classes has two million; parsed, it takes up to thirty times as much
 MAX_DEPTH = 16  # config.json has four
 _MAX_DIGITS = 40  # of a number, as it is written
 _MAX_INTEGER = 2**63

@@ -70,7 +70,7 @@ def check_tensors(header: Header, network: nn.Module, delta_of: Base | None) -> 
         A sentence for every kind of difference.
     """
     wanted, given = dict(network.state_dict()), header.tensors
-    numbers = sum(tensor.numel() for tensor in wanted.values())
+    numbers = sum(tensor.numel() for name, tensor in wanted.items() if not name.endswith(_COUNTER))
     if numbers > header.numbers and delta_of is None:
         yield f'config.json describes a network of {numbers:,} numbers, model.safetensors holds {header.numbers:,}'
     unknown = given.keys() - wanted.keys()

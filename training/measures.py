@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -56,3 +57,26 @@ def phrase(values: Mapping[str, float | None], digits: int = 2) -> str:
         f'{WORDS[name]} {value:.{digits + 2}f}' if name == 'loss' else f'{WORDS[name]} {value:.{digits}f} %'
         for name, value in told
     )
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Compute Wilson's 95 % interval of a share.
+
+    Args:
+        share: Of right answers, 0 to 1.
+        count: Answers.
+
+    Returns:
+        Its ends in percent.
+
+    Source:
+        Probable inference, the law of succession, and statistical inference (Wilson, 1927).
+
+    Example:
+        >>> [round(end, 1) for end in interval(0.9, 100)]
+        [82.6, 94.5]
+    """
+    z = 1.959964
+    middle, denominator = share + z * z / (2 * count), 1 + z * z / count
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return 100 * (middle - half) / denominator, 100 * (middle + half) / denominator

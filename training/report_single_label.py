@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
+from .measures import interval
 from .predictions import Predictions
 from .report_parts import EXAMPLES, SHOWN_CLASSES, Entry, bar, gallery, percent, scrolling, table, text, unfolding
 from .sources import Source
@@ -40,29 +39,6 @@ def sections(predictions: Predictions, source: Source) -> dict[str, str]:
         'Worst examples': show_worst(predictions, source),
         'Best examples': show_best(predictions, source),
     }
-
-
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Compute Wilson's 95 % interval of a share.
-
-    Args:
-        share: Of right answers, 0 to 1.
-        count: Answers.
-
-    Returns:
-        Its ends in percent.
-
-    Source:
-        Probable inference, the law of succession, and statistical inference (Wilson, 1927).
-
-    Example:
-        >>> [round(end, 1) for end in interval(0.9, 100)]
-        [82.6, 94.5]
-    """
-    z = 1.959964
-    middle, denominator = share + z * z / (2 * count), 1 + z * z / count
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return 100 * (middle - half) / denominator, 100 * (middle + half) / denominator
 
 
 def show_classes(predictions: Predictions) -> str:

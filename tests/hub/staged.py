@@ -1,7 +1,10 @@
 """A small folder as it is published, which tests then break: EfficientNet in timm's test size, grown."""
 
+import contextlib
 import hashlib
 import json
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +95,15 @@ def restate(folder: Path) -> None:
     config = read_config(folder)
     config['timm_devnet']['sha256'] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     write_config(folder, config)
+
+
+@contextlib.contextmanager
+def one_gib_more() -> Iterator[None]:
+    """Let this process take at most 1 GiB more of memory than it has."""
+    pages = int(Path('/proc/self/statm').read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

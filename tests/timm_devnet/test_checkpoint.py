@@ -246,8 +246,8 @@ def test_the_local_folder_remembers_which_growths_are_old(tmp_path: Path) -> Non
     assert not next(again.get_submodule('grown.conv_head_1').parameters()).requires_grad
 
 
-@pytest.mark.parametrize('settled', [-1, 2])
-def test_more_old_growths_than_there_are_is_refused(settled: int) -> None:
+@pytest.mark.parametrize('settled', [-1, 2, 10**12, 0.5, float('nan'), '1', [1]])
+def test_more_old_growths_than_there_are_is_refused(settled: Any) -> None:
     with pytest.raises(ValueError, match='settled is 0 to 1'):
         timm.create_model(f'{LITE}_wa', settled=settled, device='meta')
 
@@ -323,6 +323,7 @@ JUNK: dict[str, Callable[[State], State]] = {
     'mobilenet_v2 of torchvision': lambda state: {'classifier.1.weight': torch.zeros(1000, 1280)},
     'lite with a gap': lambda state: {**STEM, '_blocks.7.x.weight': torch.zeros(3)},
     'lite without numbers': lambda state: {**STEM, '_blocks': torch.zeros(3)},
+    'lite without shapes': lambda state: {**STEM, '_blocks.0._project_conv.weight': torch.tensor(3.0)},
 }
 
 
@@ -333,6 +334,22 @@ def test_a_file_that_fits_nothing_is_refused(junk: str, name: str, num_classes: 
     torch.save(JUNK[junk](base.state_dict()), tmp_path / 'junk.pth')
     with pytest.raises(ValueError, match='fits neither .* grown by wa16 .* nor the network before it grew'):
         load(name, tmp_path / 'junk.pth', growth='wa16', num_classes=num_classes)
+
+
+@pytest.mark.parametrize(
+    ('weight', 'bias'), [((), (10,)), ((10,), (10,)), ((10, 1296, 1), (10,)), ((10, 1296), (9,)), ((10, 1296), ())]
+)
+def test_a_head_of_impossible_shapes_is_refused(weight: tuple, bias: tuple, tmp_path: Path) -> None:
+    file, state = grown_file(tmp_path)
+    save_file({**state, 'classifier.weight': torch.zeros(weight), 'classifier.bias': torch.zeros(bias)}, file)
+    with pytest.raises(ValueError, match='a classifier whose weight and bias are of shapes'):
+        load(f'{LITE}_mwa', file, growth='mwa16', num_classes=10)
+
+
+def test_a_cfg_that_calls_another_layer_the_classifier_is_refused(base_file: Path) -> None:
+    overlay = dict(file=str(base_file), classifier='conv_head')
+    with pytest.raises(ValueError, match='conv_head.weight got no values: the pretrained_cfg calls something the'):
+        timm.create_model(f'{LITE}_wa', pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5)
 
 
 @pytest.mark.parametrize('growth', ['wa8', 'mwa16', 'wa16_wa8', 'da16'])

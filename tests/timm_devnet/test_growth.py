@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import time
 from typing import Any
 
 import pytest
@@ -85,6 +86,15 @@ def test_an_unknown_name_is_told_the_grammar(text: str) -> None:
 def test_what_is_no_name_at_all_is_told_the_grammar(text: Any) -> None:
     with pytest.raises(ValueError, match='1 to 200 characters.*one or more of da, wa'):
         parse(text)
+
+
+@pytest.mark.parametrize('word', ['wa2_', 'r1', 'r1u5+', 'x', '_', '1'])
+def test_a_text_of_ten_million_characters_is_refused_at_once_and_not_repeated(word: str) -> None:
+    started = time.process_time()
+    with pytest.raises(ValueError, match='1 to 200 characters') as caught:
+        parse(word * (10_000_000 // len(word)))
+    assert time.process_time() - started < 1
+    assert len(str(caught.value)) < 1_000
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from timm_devnet.growth import parse
-from timm_devnet.plan import Layer, Level, Phase, Plan, plan
+from timm_devnet.plan import MAX_LAYERS, Layer, Level, Phase, Plan, plan
 
 VGG = [
     Level('fc7', 40, Phase.HEAD, ('pre_logits.fc2',)),
@@ -157,6 +157,15 @@ def test_layers_of_a_later_step_are_marked_so(short: str, long: str) -> None:
 def test_reading_below_the_network_is_refused(growth: str) -> None:
     with pytest.raises(ValueError, match='reads level .* fc7, fc6, pool5, conv4'):
         wired(growth)
+
+
+def test_blocks_that_multiply_from_step_to_step_are_refused() -> None:
+    with pytest.raises(ValueError, match=f'adds at most {MAX_LAYERS} layers'):
+        wired('_'.join(['r1r1r1r1r1r1r1r1u0_da1'] * 8))  # 8^8 of them
+
+
+def test_as_many_steps_as_a_name_can_hold_are_planned() -> None:
+    assert len(units(wired('wa1_' * 49 + 'wa1'))) == 50
 
 
 def test_what_stands_on_top_moves_the_levels_down() -> None:

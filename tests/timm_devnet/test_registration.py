@@ -120,7 +120,16 @@ def test_a_wrong_growth_is_refused(growth: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('options', 'message'), [({'scale_init': -1}, 'scale_init'), ({'new_init': 'zero'}, 'new_init')]
+    ('options', 'message'),
+    [
+        *(
+            ({'scale_init': value}, 'scale_init is a positive')
+            for value in (-1, float('nan'), float('inf'), 1e300, '5')
+        ),
+        *(({'new_init': value}, 'new_init is') for value in ('zero', 0, ['copy'])),
+        *(({'in_chans': value}, 'in_chans is a whole number from 1') for value in (0, -3, True, '3', 1.5)),
+        *(({'num_classes': value}, 'num_classes is a whole number from 0') for value in (-1, '5', [5])),
+    ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

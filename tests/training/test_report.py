@@ -15,9 +15,9 @@ from training.blocks import Block
 from training.config import Config
 from training.data import UNREADABLE
 from training.label_predictions import LabelPredictions
+from training.measures import interval
 from training.predictions import Predictions
 from training.report import duration, write_report
-from training.report_single_label import interval
 from training.run_folder import RunFolder
 from training.sources import ArraySource
 
