@@ -1,5 +1,6 @@
 """A folder with a list of what its images show."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -15,9 +16,7 @@ LINES = ['1.png,blue', '2.png,green', 'deep/0.png', 'deep/3.png,green,blue']
 @pytest.fixture
 def four(labelled_folder: Path) -> Path:
     """Leave four training images."""
-    for path in (labelled_folder / 'train').rglob('*.png'):
-        if path.relative_to(labelled_folder / 'train').as_posix() not in [line.partition(',')[0] for line in LINES]:
-            path.unlink()
+    keep(labelled_folder, 'train', *(line.partition(',')[0] for line in LINES))
     write(labelled_folder, *LINES)
     return labelled_folder
 
@@ -111,15 +110,16 @@ def test_what_is_no_list(four: Path) -> None:
     ],
 )
 def test_splits_that_do_not_go_together(four: Path, val: list[str], message: str) -> None:
-    keep_two(four)
+    keep(four, 'val', '1.png', '2.png')
     write(four, *val, split='val')
     with pytest.raises(ValueError, match=message):
         load_sources(Config(data_dir=str(four), multi_label=True))
 
 
-def keep_two(root: Path) -> None:
-    for path in (root / 'val').rglob('*.png'):
-        if path.name not in ('1.png', '2.png'):
+def keep(root: Path, split: str, *names: str) -> None:
+    """Leave these images only."""
+    for path in (root / split).rglob('*.png'):
+        if path.relative_to(root / split).as_posix() not in names:
             path.unlink()
 
 
@@ -131,7 +131,7 @@ def test_one_class_is_too_few(four: Path, labels: list[str]) -> None:
 
 
 def test_validation_images_may_lack_a_label(four: Path) -> None:
-    keep_two(four)
+    keep(four, 'val', '1.png', '2.png')
     write(four, '1.png,green', '2.png', split='val')
     sources = load_sources(Config(data_dir=str(four), multi_label=True))
     assert sources['val'].classes == ['blue', 'green']
@@ -186,6 +186,15 @@ class TestCarvingOut:
             source = load_sources(Config(data_dir=str(root), multi_label=True, val_split='.2', seed=seed))['val']
             names.append([source.name(index) for index in range(len(source.targets))])
         assert names[0] == names[1]
+
+    def test_every_label_keeps_a_training_image(self, labelled_folder: Path) -> None:
+        """Both images of the last label stand with one more image each, of an equally rare label."""
+        names = ['1.png', '2.png', '4.png', '5.png']
+        keep(labelled_folder, 'train', *names)
+        for order in itertools.permutations(names):
+            write(labelled_folder, *map(','.join, zip(order, ('a,z', 'a', 'b,z', 'b'), strict=True)))
+            train, _ = carve_out(load_listed(str(labelled_folder), 'train'), 0.5)
+            assert {label for target in train.targets for label in target} == {0, 1, 2}
 
     def test_an_image_that_stands_alone_is_trained_on(self, four: Path) -> None:
         lines = ['1.png,blue', '2.png,green', 'deep/0.png', 'deep/3.png,red']

@@ -60,6 +60,13 @@ def test_confusions_are_of_labels_missed_and_said_of_one_image(predictions: Labe
     assert predictions.confusions() == [(0, 2, 1)]
 
 
+def test_confusions_come_most_often_first() -> None:
+    targets = torch.tensor([[1, 0, 0], [0, 0, 1], [0, 0, 1]], dtype=torch.int8)
+    logits = torch.tensor([[-1.0, 1, -1], [-1, 1, -1], [-1, 1, -1]])
+    predictions = LabelPredictions.of_logits(np.arange(3), targets, logits, ['a', 'b', 'c'], [])
+    assert predictions.confusions() == [(2, 1, 2), (0, 1, 1)]
+
+
 def test_worst_are_not_right_and_of_the_highest_loss(predictions: LabelPredictions) -> None:
     assert predictions.worst(9) == [1, 2]
     assert predictions.worst(1) == [1]

@@ -38,7 +38,7 @@ def carve_out(source: Source, share: float) -> tuple[PartSource, PartSource]:
 
     An image's name alone decides its turn, so the split depends neither on the run's seed nor on the order of the
     images, and hardly changes when images are added. An image of several labels stands with those that share its
-    rarest; one that stands alone is trained on.
+    rarest; one that stands alone is trained on, and so is the last image of a label that had no other left.
 
     Returns:
         Training and validation images.
@@ -56,6 +56,14 @@ def carve_out(source: Source, share: float) -> tuple[PartSource, PartSource]:
             name = source.classes[label]
             raise ValueError(f'--val-split {share}: class {name!r} has one image only: give it more, or leave it out')
         is_val[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
+    shown_val, shown_train = (
+        {label for index in np.flatnonzero(part).tolist() for label in labels_of(source.targets[index])}
+        for part in (is_val, ~is_val)
+    )
+    for label in sorted(shown_val - shown_train):
+        having = [index for index, target in enumerate(source.targets) if label in labels_of(target)]
+        if is_val[having].all():
+            is_val[max(having, key=lambda index: turns[index])] = False
     if not is_val.any():
         raise ValueError(f'--val-split {share}: no two images share their rarest label: give a validation split')
     return PartSource(source, np.flatnonzero(~is_val).tolist()), PartSource(source, np.flatnonzero(is_val).tolist())
