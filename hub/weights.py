@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def write_weights(
         dtype: What floating-point tensors are stored in; None keeps theirs.
 
     Returns:
-        The file's SHA-256.
+        The file's SHA-256; the file is on the disk itself by then.
 
     Raises:
         ValueError: A tensor is of a type that is not stored, or has no values.
@@ -73,6 +74,8 @@ def write_weights(
                 chunk = contents[place : place + CHUNK_BYTES]
                 digest.update(chunk)
                 file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
     return digest.hexdigest()
 
 
