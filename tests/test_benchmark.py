@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import nn
 
 import benchmark
 from benchmarks import resources, train_speed
