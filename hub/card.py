@@ -269,6 +269,8 @@ def show_origin(subject: Subject) -> str:
     else:
         at = f' at revision `{base["revision"]}`' if base['revision'] else ''
         text = f'It began with {base_link(subject)}{at}, whose tensors have checksum `{base["tensors"]}`.\n'
+        if subject.record is not None and subject.record.began_in_file:
+            text += 'The run read them from a file; whether others get the same by that name, the checksum tells.\n'
         if subject.base_hub_id is None:
             text += 'The base has no repository on the Hub, so the metadata names no base model.\n'
     if section['delta']:

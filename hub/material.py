@@ -93,9 +93,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], Any]:
     if isinstance(config, dict) and 'timm_devnet' in config:
         raise ValueError(f'{path} is staged already: publish it as it is, or stage the run that it came from')
     try:
-        # What was loaded from a delta says so, and would not be built without weights; it is whole now.
-        whole: dict[str, Any] = {'delta_of': {}} if config.get('model_args', {}).get('delta_of') else {}
-        network: Any = timm.create_model(f'local-dir:{path}', pretrained=False, device='meta', **whole)
+        network: Any = timm.create_model(f'local-dir:{path}', pretrained=False, device='meta')
     except IMPOSSIBLE as error:
         raise ValueError(
             f'{path / "config.json"} describes no network that timm can build, so nobody could load it: {error}'

@@ -78,6 +78,11 @@ class Record:
         )
 
     @property
+    def began_in_file(self) -> bool:
+        """Whether the starting weights came from a file, so that only their checksum tells what they are."""
+        return self.config.get('pretrained_path') is not None
+
+    @property
     def knows_license(self) -> bool:
         """Whether the run recorded what is known of its base's licence; the card of a repository may tell more."""
         found = self.facts.get('base')

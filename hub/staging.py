@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,17 +172,20 @@ def write_staged(material: Material, folder: Path, order: Order) -> Staged:
     license = choose_license(material, order.license)
     stored = find_difference(material, order.base_file, order.say) if order.delta else material.tensors
     is_delta = len(stored) < len(material.tensors)
-    with made_whole(folder) as place:
-        sums = {WEIGHTS: write_tensors(place / WEIGHTS, stored, describe_weights(material), order.rounded)}
-        sums |= {name: sha256(place / name) for name in add_pictures(material, place)}
+    with made_whole(folder) as place, ThreadPoolExecutor(1) as pool:
+        # Hashing and copying half a gigabyte leave the interpreter free for drawing and writing.
+        written = pool.submit(write_tensors, place / WEIGHTS, stored, describe_weights(material), order.rounded)
+        sums = {name: sha256(place / name) for name in add_pictures(material, place)}
         storage = STORAGES[order.rounded] if order.rounded else storage_of(material.tensors)
-        config = describe(material, is_delta, storage, license, sums)
+        config = describe(material, is_delta, storage, license)
         if order.rounded is not None:
+            written.result()
             order.say('measuring the weights as they are stored')
             measured = measure_stored(material, stored, config, order.rounded, place)
             config['timm_devnet']['metrics'].update(measured)
         subject = Subject(config, material.network, material.record, material.base_license)
         card = write_card(subject, order.repo_id)
+        config['timm_devnet']['sha256'] = {WEIGHTS: written.result(), **sums}
         (place / CONFIG).write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
         (place / CARD).write_text(card, encoding='utf-8', newline='\n')
         files = {path.name: path.stat().st_size for path in sorted(place.iterdir())}
@@ -200,8 +204,8 @@ def describe_weights(material: Material) -> dict[str, str]:
     }
 
 
-def describe(material: Material, is_delta: bool, storage: str, license: str, sums: dict[str, str]) -> dict[str, Any]:
-    """config.json: timm's, and the section timm_devnet."""
+def describe(material: Material, is_delta: bool, storage: str, license: str) -> dict[str, Any]:
+    """config.json: timm's, and the section timm_devnet, in which the checksums are still to come."""
     record, base = material.record, material.base
     arguments = {name: value for name, value in material.config.get('model_args', {}).items() if name != 'delta_of'}
     if is_delta and base is not None:
@@ -217,7 +221,6 @@ def describe(material: Material, is_delta: bool, storage: str, license: str, sum
         'dataset': record.dataset if record else None,
         'regime': record.config['regime'] if record else None,
         'metrics': record.metrics() if record else None,
-        'sha256': sums,
     }
     cfg = {**material.config['pretrained_cfg'], 'license': license}  # timm copies it from a base, whatever began there
     return {**material.config, 'model_args': arguments, 'pretrained_cfg': cfg, 'timm_devnet': section}

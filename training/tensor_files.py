@@ -51,7 +51,7 @@ def write_tensors(
         dtype: What floating-point tensors are stored in; None keeps theirs.
 
     Returns:
-        The file's SHA-256.
+        The file's SHA-256; the file is on the disk itself by then.
 
     Raises:
         ValueError: A tensor is of a type that is not stored, or has no values.

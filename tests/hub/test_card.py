@@ -14,9 +14,8 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from hub.card import name_repository, write_card
-from hub.markdown import code, code_block
 from hub.metadata import Subject, describe
-from hub.record import Record, without_folders
+from hub.record import Record
 from hub.staging import stage
 from tests.hub.runs import train_run
 from training.config import Config
@@ -77,6 +76,10 @@ def network() -> Any:
 @pytest.fixture
 def subject(network: Any) -> Subject:
     """Tell of a run of ten classes, from a base on the Hub."""
+    return tell_of(network)
+
+
+def tell_of(network: Any) -> Subject:
     section = {
         'format': 1,
         'version': '0.1.0',
@@ -100,6 +103,12 @@ def subject(network: Any) -> Subject:
     }
     record = Record(RunFolder(Path('runs/run')), Path('runs/run/best'), copy.deepcopy(FACTS), list(ROWS))
     return Subject(config, network, record, 'apache-2.0')
+
+
+@pytest.fixture(scope='module')
+def card(network: Any) -> str:
+    """Write its card once, for tests that only read."""
+    return write_card(tell_of(network))
 
 
 def change(subject: Subject, **values: Any) -> Subject:
@@ -249,40 +258,7 @@ def test_names_are_shown_as_they_are(subject: Subject) -> None:
     ]
 
 
-@pytest.mark.parametrize('text', ['```\n# out', '````', 'plain'])
-def test_a_block_of_code_does_not_end_inside(text: str) -> None:
-    page = MarkdownIt().render(code_block(text) + 'after')
-    assert page.count('<pre>') == 1
-    assert '<h1>' not in page
-    assert page.endswith('<p>after</p>\n')
-
-
-def test_an_empty_name_is_called_so() -> None:
-    assert code(' ') == '(empty)'
-
-
-@pytest.mark.parametrize(
-    ('value', 'expected'),
-    [
-        ('/home/me/data/SUN397/', 'SUN397'),
-        ('--data-dir=/home/me/data', '--data-dir=data'),
-        ('~/data', 'data'),
-        (r'C:\Users\me\data', 'data'),
-        ('local-dir:/home/me/best', 'local-dir:best'),
-        ('hfds//home/me/set', 'hfds/set'),
-        ('/home/me:and you/a,b/set', 'set'),
-        ('hfds/org/name', 'hfds/org/name'),
-        ('hf-hub:org/name', 'hf-hub:org/name'),
-        ('data/flowers', 'data/flowers'),
-        ('fc7-new@5,all@10', 'fc7-new@5,all@10'),
-    ],
-)
-def test_folders_are_left_out(value: str, expected: str) -> None:
-    assert without_folders(value) == expected
-
-
-def test_the_command_is_shown_without_folders(subject: Subject) -> None:
-    card = write_card(subject)
+def test_the_command_is_shown_without_folders(card: str) -> None:
     assert 'train.py --data-dir SUN397 --output=runs' in card
     assert '/home' not in card
 
@@ -290,14 +266,18 @@ def test_the_command_is_shown_without_folders(subject: Subject) -> None:
 # What it says ---------------------------------------------------------------------------------------------------------
 
 
-def test_accuracy_has_its_interval_and_its_images(subject: Subject) -> None:
-    card = write_card(subject)
+def test_accuracy_has_its_interval_and_its_images(card: str) -> None:
     assert '| top-1 | 90.00 % | 82.6 to 94.5 % |' in card  # Wilson's interval of 90 in 100
     assert 'On the 100 validation images of `SUN397`' in card
 
 
-def test_what_was_not_measured_is_said(subject: Subject) -> None:
-    card = write_card(subject)
+def test_a_base_from_a_file_is_told_by_its_checksum_alone(subject: Subject, card: str) -> None:
+    sentence = 'whether others get the same by that name, the checksum tells'
+    assert sentence not in card
+    assert sentence in write_card(with_config(subject, pretrained_path='/home/me/base.safetensors'))
+
+
+def test_what_was_not_measured_is_said(card: str) -> None:
     assert 'Not measured: the epoch was chosen by these same images' in card
     assert 'It is one run with one seed (42)' in card
 
@@ -309,10 +289,10 @@ def test_rounding_is_told_with_both_numbers(subject: Subject) -> None:
     assert names == {'Top-1 accuracy', 'Top-1 accuracy as stored', 'Top-5 accuracy'}
 
 
-def test_size_stands_beside_the_bases(subject: Subject, network: Any) -> None:
+def test_size_stands_beside_the_bases(card: str, network: Any) -> None:
     base = timm.create_model('tf_efficientnet_lite0', num_classes=10, device='meta')
     sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (base, network)]
-    rows = re.findall(r'\| `(\S+)` \| (\S+) M \| (\S+) G \| (\S+) \| (\S+) \|', write_card(subject))
+    rows = re.findall(r'\| `(\S+)` \| (\S+) M \| (\S+) G \| (\S+) \| (\S+) \|', card)
     assert [row[1] for row in rows] == [f'{size / 1e6:.2f}' for size in sizes]
     assert [row[3] for row in rows] == ['1.000', f'{sizes[1] / sizes[0]:.3f}']
 
@@ -345,9 +325,10 @@ def test_a_delta_says_what_it_stands_on_and_how_transformers_gets_a_whole_copy(s
     assert 'delta' in ModelCard(card).data.to_dict()['tags']
 
 
-def test_the_repository_is_named_later_or_at_once(subject: Subject) -> None:
-    assert name_repository(write_card(subject), 'me/mine') == write_card(subject, 'me/mine')
-    assert 'ORG/NAME' not in write_card(subject, 'me/mine')
+def test_the_repository_is_named_later_or_at_once(subject: Subject, card: str) -> None:
+    named = write_card(subject, 'me/mine')
+    assert named == name_repository(card, 'me/mine')
+    assert 'ORG/NAME' not in named
 
 
 # Snippets -------------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def test_every_new_layer_has_a_box_with_its_name(base: str, growth: str) -> None
     ]
 
 
-@pytest.mark.parametrize('growth', KINDS)
+@pytest.mark.parametrize('growth', [*KINDS, 'mwa16_mwa16_mwa16_mwa16'])
 def test_no_text_overlaps_another_or_leaves_the_picture(growth: str) -> None:
     figure = draw_growth(grown(growth))
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
@@ -46,6 +46,15 @@ def test_no_text_overlaps_another_or_leaves_the_picture(growth: str) -> None:
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes)
     pairs = [(one, other) for i, one in enumerate(boxes) for other in boxes[:i] if one.overlaps(other)]
     assert not pairs
+
+
+def test_labels_fit_into_their_boxes() -> None:
+    figure = draw_growth(grown('mwa16_mwa16_mwa16'))
+    axes, renderer = figure.axes[0], figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    width = min(patch.get_window_extent(renderer).width for patch in axes.patches if isinstance(patch, FancyBboxPatch))
+    assert all(
+        text.get_window_extent(renderer).width <= width for text in axes.texts if text.get_text() != 'lower layers'
+    )
 
 
 def test_text_can_be_read_at_800_pixels() -> None:
