@@ -24,7 +24,7 @@ from training.networks import UNREADABLE_WEIGHTS
 
 from .layout import WEIGHTS
 from .markdown import one_line
-from .metadata import HUB, license_of
+from .metadata import hub_id_of, license_of
 from .record import Record, public_options
 
 STORAGES = {torch.float32: 'float32', torch.bfloat16: 'bfloat16'}
@@ -151,10 +151,11 @@ def find_license(base: Base | None) -> str | None:
     """Find the licence of a base: what timm knows, or what its repository's card says; None if neither does."""
     if base is None:
         return None
-    if not base.model.startswith(HUB):
-        return license_of(base.model)
+    known, repo_id = license_of(base.model), hub_id_of(base.model)
+    if known or repo_id is None:
+        return known
     try:
-        path = hf_hub_download(base.model.removeprefix(HUB), 'README.md', revision=base.revision)
+        path = hf_hub_download(repo_id, 'README.md', revision=base.revision)
         data = ModelCard.load(path).data
     except (HfHubHTTPError, OSError, ValueError, yaml.YAMLError):
         return None

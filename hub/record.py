@@ -84,9 +84,9 @@ class Record:
 
     @property
     def knows_license(self) -> bool:
-        """Whether the run recorded what is known of its base's licence; the card of a repository may tell more."""
+        """Whether the run recorded what is known of its base's licence; of others the card on the Hub may tell more."""
         found = self.facts.get('base')
-        return found is not None and bool(found['license'] or not (found['model'] or '').startswith(HUB))
+        return found is not None and bool(found['license'] or self.began_in_file)
 
     @property
     def base_license(self) -> str | None:
