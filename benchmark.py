@@ -23,6 +23,7 @@ from torch import nn
 
 import timm_devnet
 import train
+from benchmarks.publish_speed import hub
 from benchmarks.resources import memory, scaling
 from benchmarks.train_speed import train as train_speed
 from training import devices
@@ -377,6 +378,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     'train': train_speed,
     'memory': memory,
     'scaling': scaling,
+    'hub': hub,
     'growths': growths,
 }
 

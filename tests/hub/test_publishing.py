@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 
 import train
@@ -17,10 +21,12 @@ from hub.publishing import pull, push, verify
 from hub.staging import stage
 from tests.hub.runs import train_run
 from tests.hub_server import HubServer
+from timm_devnet.delta import digest
 from training.config import Config
 from training.evaluation import evaluate_only
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / 'docs' / 'publishing.md').read_text()
 # What someone else does, in a process and with a cache of his own: load, ask about the images, pull, ask transformers.
 SOMEONE_ELSE = """
 import sys
@@ -195,3 +201,38 @@ def test_what_was_pushed_is_listed_and_pulled(
     assert main(['pull', 'me/net']) == 0
     told = capsys.readouterr().out
     assert 'growth      wa16\n' in told and 'base        tf_efficientnet_lite0.in1k\n' in told and 'top-1' in told
+
+
+def test_the_page_about_publishing_runs(
+    hub: HubServer, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip('transformers')
+    pushed = push(finished, 'ORG/NAME', license='mit')
+    assert pushed is not None
+    network = timm.create_model('hf-hub:ORG/NAME', pretrained=True)
+    entry = {
+        'architecture': network.pretrained_cfg['architecture'],
+        'tag': 'colours',
+        'hub_id': 'ORG/NAME',
+        'revision': pushed.commit,
+        'sha256': digest(load_file(finished / 'best' / 'model.safetensors'), None),
+        'num_classes': 3,
+        'license': 'mit',
+        'model_args': {'growth': 'wa16'},
+    }
+    monkeypatch.chdir(tmp_path)
+    Path('published.json').write_text(json.dumps([entry]))
+    names: dict[str, Any] = {}
+    for block in re.findall(r'^```python\n(.*?)^```$', PAGE, flags=re.MULTILINE | re.DOTALL):
+        exec(compile(block, 'publishing.md', 'exec'), names)
+    for name, tensor in load_file(finished / 'best' / 'model.safetensors').items():
+        assert torch.equal(names['model'].state_dict()[name], tensor)
+    assert verify('staged') == []
+    image = Image.open(finished.parent.parent / 'colours' / 'val' / 'red' / '0.png')
+    assert {answer['label'] for answer in names['classify'](image)} == {'blue', 'green', 'red'}
+
+
+def test_the_card_passes_the_hubs_own_check(hub: HubServer, finished: Path, tmp_path: Path) -> None:
+    card = stage(finished, tmp_path / 'staged', license='mit').card
+    ModelCard(card).validate()
+    assert [entry.path for entry in hub.log] == ['/api/validate-yaml']
