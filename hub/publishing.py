@@ -189,7 +189,7 @@ def verify(what: str | Path, *, revision: str | None = None, say: Say = print) -
     """Look for all that is wrong with a folder or a repository.
 
     Args:
-        what: A staged folder, a run's best/, another folder in timm's layout; or ORG/NAME on the Hub.
+        what: A staged folder, a run folder, whose best/ is meant, another folder in timm's layout, or ORG/NAME.
         revision: Of a repository: branch, tag or commit.
         say: Told what there is to wait for.
 
@@ -202,7 +202,7 @@ def verify(what: str | Path, *, revision: str | None = None, say: Say = print) -
     if Path(what).exists():
         if revision is not None:
             raise ValueError(f'--revision {revision} is for repositories, and {what} is a folder: leave it out')
-        return find_problems(what)
+        return find_problems(Path(what) / 'best' if (Path(what) / 'run.json').exists() else what)
     return find_problems(download(str(what), revision=revision, say=say), in_cache=True)
 
 

@@ -169,7 +169,8 @@ COMMANDS = [
     (['pull', 'me/none'], 2, 'hub: error: there is no repository me/none'),
     (['list', 'me'], 0, 'me has no grown networks'),
     (['verify', 'BEST'], 0, 'is what it says'),
-    (['verify', 'RUN'], 1, 'does not belong here'),
+    (['verify', 'RUN'], 0, 'is what it says'),
+    (['verify', 'STATE'], 1, 'config.json is missing'),
 ]
 
 
@@ -183,7 +184,7 @@ def test_commands(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    places = {'RUN': finished, 'BEST': finished / 'best', 'FOLDER': tmp_path / 'folder'}
+    places = {'RUN': finished, 'BEST': finished / 'best', 'STATE': finished / 'state', 'FOLDER': tmp_path / 'folder'}
     assert main([str(places.get(word, word)) for word in words]) == code
     printed = capsys.readouterr()
     assert told in (printed.err if code == 2 else printed.out)
@@ -207,13 +208,13 @@ def test_the_page_about_publishing_runs(
     hub: HubServer, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip('transformers')
-    pushed = push(finished, 'ORG/NAME', license='mit')
+    pushed = push(finished, 'me/net', license='mit')
     assert pushed is not None
-    network = timm.create_model('hf-hub:ORG/NAME', pretrained=True)
+    network = timm.create_model('hf-hub:me/net', pretrained=True)
     entry = {
         'architecture': network.pretrained_cfg['architecture'],
         'tag': 'colours',
-        'hub_id': 'ORG/NAME',
+        'hub_id': 'me/net',
         'revision': pushed.commit,
         'sha256': digest(load_file(finished / 'best' / 'model.safetensors'), None),
         'num_classes': 3,
@@ -223,7 +224,9 @@ def test_the_page_about_publishing_runs(
     monkeypatch.chdir(tmp_path)
     Path('published.json').write_text(json.dumps([entry]))
     names: dict[str, Any] = {}
-    for block in re.findall(r'^```python\n(.*?)^```$', PAGE, flags=re.MULTILINE | re.DOTALL):
+    for block in re.findall(
+        r'^```python\n(.*?)^```$', PAGE.replace('ORG/NAME', 'me/net'), flags=re.MULTILINE | re.DOTALL
+    ):
         exec(compile(block, 'publishing.md', 'exec'), names)
     for name, tensor in load_file(finished / 'best' / 'model.safetensors').items():
         assert torch.equal(names['model'].state_dict()[name], tensor)

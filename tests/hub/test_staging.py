@@ -183,7 +183,7 @@ def test_a_network_that_grew_by_hand_is_staged(tmp_path: Path) -> None:
         (lambda: timm.create_model('test_efficientnet').half(), 'float32 or bfloat16.*these are in float16'),
         (lambda: timm.create_model('test_efficientnet', device='meta'), 'has no values'),
         (
-            lambda: timm_devnet.grow(timm.create_model('test_efficientnet_gn', num_classes=3), 'wa8'),
+            lambda: timm_devnet.grow(timm.create_model('efficientnet_b0', num_classes=3), 'wa8'),
             'describes no network that timm can build, so nobody could load it',
         ),
     ],
