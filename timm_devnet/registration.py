@@ -109,6 +109,7 @@ def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     plain, _, tag = name.partition('.')
     words = plain.split('_')
+    unusable = None
     for count in range(len(words) - 1, 0, -1):
         base, growth = '_'.join(words[:count]), '_'.join(words[count:])
         if is_model(base):
@@ -116,7 +117,9 @@ def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
             registered = registered_for(base, growth)
             if registered:
                 return registered + ('.' + tag if tag else ''), {'growth': growth}
-            raise ValueError(f'{base} has no registered growths; timm_devnet.grow can grow the networks that can grow.')
+            unusable = unusable or base  # which may be a grown network's name itself: a shorter one is the base then
+    if unusable:
+        raise ValueError(f'{unusable} has no registered growths; timm_devnet.grow can grow the networks that can grow.')
     near = difflib.get_close_matches(plain, list_models(), n=3)
     raise ValueError(f'Unknown model {name!r}.' + (f' Did you mean {", ".join(near)}?' if near else ''))
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -31,6 +31,7 @@ from .config import Config
 from .data import InputFormat
 from .files import replace_file, replace_text
 from .measures import WORDS, measure_of
+from .predictions import name_outputs
 from .sources import Source, fingerprint
 from .tensor_files import write_tensors
 
@@ -173,7 +174,8 @@ class RunFolder:
         timm's save_for_hf would write both files in place and refuse channels-last tensors, as safetensors does.
         """
         last, best = self.path / 'last', self.path / 'best'
-        described: dict[str, Any] = {'label_names': classes, 'pretrained_cfg': input_format.timm_config()}
+        names = name_outputs(classes, cast(Any, model).num_classes)  # transformers wants one for each output
+        described: dict[str, Any] = {'label_names': names, 'pretrained_cfg': input_format.timm_config()}
         if config.multi_label:
             described['problem_type'] = 'multi_label_classification'  # for transformers; timm passes over it
         replace_file(last / 'config.json', lambda path: write_config(path, model, described))

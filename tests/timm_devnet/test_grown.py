@@ -402,6 +402,13 @@ def test_an_efficientnet_without_top_layer_is_refused() -> None:
         grow(model, 'wa16')
 
 
+def test_an_efficientnet_without_batch_norm_is_refused() -> None:
+    model = timm.create_model('test_efficientnet_gn', device='meta')
+    with pytest.raises(ValueError, match='have a BatchNorm, and this one has GroupNormAct'):
+        grow(model, 'wa16')
+    assert type(model).__name__ == 'EfficientNet'
+
+
 def test_another_scale_than_before_is_refused() -> None:
     with pytest.raises(ValueError, match='has grown with scale_init=10.0.*given scale_init=5.0'):
         grow(grow(plain(), 'wa16'), 'wa16', scale_init=5.0)

@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.models import get_pretrained_cfg
 
+from timm_devnet import resolve_name
 from timm_devnet.growth import parse
 from timm_devnet.models import alexnet, efficientnet_grown, vgg_grown
 
@@ -33,6 +34,23 @@ def test_every_growth_of_the_paper_is_registered(base: str, growth: str) -> None
 @pytest.mark.parametrize('growth', [*LITE, *OURS, 'da', 'wa', 'dwa', 'wwa'])
 def test_every_growth_of_lite_is_registered(base: str, growth: str) -> None:
     assert timm.is_model(f'{base}_{growth}')
+
+
+@pytest.mark.parametrize(
+    ('name', 'resolved'),
+    [
+        ('vgg16_wa300.tv_in1k', ('vgg16_wa.tv_in1k', {'growth': 'wa300'})),
+        # What comes first is a registered name too, and not the base.
+        ('alexnet_dwa1024_mwa512_wa64', ('alexnet_dwa', {'growth': 'dwa1024_mwa512_wa64'})),
+    ],
+)
+def test_names_of_any_size_are_resolved(name: str, resolved: tuple[str, dict[str, str]]) -> None:
+    assert resolve_name(name) == resolved
+
+
+def test_a_network_without_registered_growths_is_named() -> None:
+    with pytest.raises(ValueError, match='resnet18 has no registered growths'):
+        resolve_name('resnet18_wa64')
 
 
 def test_alexnet_itself_is_registered() -> None:

@@ -20,9 +20,10 @@ from timm.layers import BatchNormAct2d
 from timm.models import EfficientNet, checkpoint_seq
 from torch import Tensor, nn
 
-from ..grown import Grown, grows
+from ..grown import Grown, Options, grows
+from ..growth import Growth
 from ..layers import ConvUnits
-from ..plan import Layer, Level, Phase
+from ..plan import Layer, Level, Phase, Plan
 from ..registration import grown_cfgs, register_grown
 
 __all__ = ['GrownEfficientNet', 'convert_lite']
@@ -46,6 +47,14 @@ class GrownEfficientNet(Grown, EfficientNet):  # type: ignore[misc]  # prune_int
         top = Level('conv_head', model.conv_head.out_channels, Phase.TRUNK, ('conv_head', 'bn2'))
         stem = Level('conv_stem', model.conv_stem.out_channels, Phase.TRUNK, ('conv_stem', 'bn1'))
         return [top, *reversed(below), stem]
+
+    @classmethod
+    def plan_for(cls, model: Any, growth: Growth, options: Options, pool_mult: int | None = None) -> Plan:
+        if not isinstance(model.bn2, BatchNormAct2d):
+            raise ValueError(
+                f'New units of an EfficientNet have a BatchNorm, and this one has {type(model.bn2).__name__}.'
+            )
+        return super().plan_for(model, growth, options, pool_mult)
 
     def feature_levels(self, extra_blocks: bool = False) -> list[str]:
         ends = range(len(self.blocks) + 1) if extra_blocks else self.stage_ends
