@@ -66,7 +66,7 @@ IN_FP32 = (
     (Run(VGG), timm_run(VGG), 1.7),
     (Run(ALEX), timm_run(ALEX), 1.15),
     (Run(LITE, ('--cache-images',)), timm_run(LITE, '--channels-last'), 1.3),
-    (Run('alexnet_wa2048', FROZEN, epoch_images=2048), timm_run(ALEX), 20.0),
+    (Run('alexnet_wa2048', FROZEN, epoch_images=1024), timm_run(ALEX), 20.0),
 )
 # Where the CPU computes in bf16, the best flags of VGG and AlexNet are with it, and else without.
 WITH_BF16 = (
@@ -74,7 +74,7 @@ WITH_BF16 = (
     (Run(ALEX, BF16), timm_run(ALEX), 1.7),
     (Run(VGG, (*BF16, '--cache-images')), timm_run(VGG, '--channels-last', *AMP), 1.3),
     (Run(ALEX, (*BF16, '--cache-images')), timm_run(ALEX, *AMP), 1.0),
-    (Run('alexnet_wa2048', (*FROZEN, *BF16), epoch_images=2048), timm_run(ALEX), 30.0),
+    (Run('alexnet_wa2048', (*FROZEN, *BF16), epoch_images=1024), timm_run(ALEX), 30.0),
 )
 WITHOUT_BF16 = (
     (Run(VGG, ('--cache-images',)), timm_run(VGG, '--channels-last'), 1.3),
@@ -82,7 +82,13 @@ WITHOUT_BF16 = (
 )
 
 
-def train(timm_train: Path, repeats: int = 5, updates: int = 8, models: tuple[str, ...] = tuple(BATCH_SIZES)) -> int:
+def train(
+    timm_train: Path,
+    repeats: int = 5,
+    updates: int = 8,
+    models: tuple[str, ...] = tuple(BATCH_SIZES),
+    csv_file: Path | None = None,
+) -> int:
     """Time whole epochs of training, reading the images included, beside timm's own script.
 
     Every run is two epochs at 224 px, of which the second counts, without evaluation and saving; the runs take turns.
@@ -92,6 +98,8 @@ def train(timm_train: Path, repeats: int = 5, updates: int = 8, models: tuple[st
         repeats: Rounds.
         updates: Batches in an epoch.
         models: Which of tf_efficientnet_lite0, vgg16 and alexnet.
+        csv_file: Keeps every speed as soon as it is measured; what is there already, with as many updates, is not
+            measured again.
 
     Returns:
         Exit code: 1 if a median ratio is below what is wanted.
@@ -103,13 +111,17 @@ def train(timm_train: Path, repeats: int = 5, updates: int = 8, models: tuple[st
     wanted = [(ours, theirs, least) for ours, theirs, least in comparisons if theirs.model in models]
     runs = list(dict.fromkeys(run for ours, theirs, _ in wanted for run in (theirs, ours)))
     speeds: dict[Run, list[float]] = {run: [] for run in runs}
+    known = read_speeds(csv_file, updates)
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(repeats):
             for run in runs:
-                count = run.epoch_images or updates * BATCH_SIZES[run.base]
-                images = make_folder(Path(folder), count, IMAGE_SIZE)
-                speeds[run].append(images_per_s(run, images, Path(folder) / 'runs', timm_train))
-                print(f'{turn + 1}/{repeats} {run.name}: {speeds[run][-1]:.1f} images/s', file=sys.stderr)
+                if (turn, run.name) not in known:
+                    count = run.epoch_images or updates * BATCH_SIZES[run.base]
+                    images = make_folder(Path(folder), count, IMAGE_SIZE)
+                    known[turn, run.name] = images_per_s(run, images, Path(folder) / 'runs', timm_train)
+                    keep_speed(csv_file, updates, turn, run, known[turn, run.name])
+                    print(f'{turn + 1}/{repeats} {run.name}: {known[turn, run.name]:.1f} images/s', file=sys.stderr)
+                speeds[run].append(known[turn, run.name])
         rates = [head_rate() for _ in range(repeats)]
     print(f'{torch.get_num_threads()} threads, 224 px, {updates} updates an epoch, {repeats} rounds, median (range)\n')
     rows = [row_of(ours, theirs, least, speeds) for ours, theirs, least in wanted]
@@ -118,6 +130,23 @@ def train(timm_train: Path, repeats: int = 5, updates: int = 8, models: tuple[st
         print(f'| {" | ".join(cells)} |')
     print(f'\nmatrix products of the head alone: {describe(rates, 2)} of the rate of large ones')
     return int(any(is_missed for _, is_missed in rows))
+
+
+def read_speeds(csv_file: Path | None, updates: int) -> dict[tuple[int, str], float]:
+    """Read what was measured before, by round and run."""
+    if csv_file is None or not csv_file.exists():
+        return {}
+    with open(csv_file, newline='') as file:
+        rows = [row for row in csv.reader(file) if row[0] == str(updates)]
+    return {(int(turn), name): float(speed) for _, turn, name, speed in rows}
+
+
+def keep_speed(csv_file: Path | None, updates: int, turn: int, run: Run, speed: float) -> None:
+    """Add what was measured to the file, if one is wanted."""
+    if csv_file is not None:
+        csv_file.parent.mkdir(parents=True, exist_ok=True)
+        with open(csv_file, 'a', newline='') as file:
+            csv.writer(file).writerow((updates, turn, run.name, speed))
 
 
 def row_of(ours: Run, theirs: Run, least: float, speeds: dict[Run, list[float]]) -> tuple[tuple[str, ...], bool]:

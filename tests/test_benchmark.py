@@ -10,7 +10,7 @@ import timm
 import torch
 
 import benchmark
-from benchmarks import resources, train_speed
+from benchmarks import publish_speed, resources, train_speed
 from benchmarks.images import make_folder
 from training.config import DIGITS, Config
 
@@ -164,6 +164,30 @@ def test_ratios_are_of_the_same_round() -> None:
         '2.5',
     )
     assert is_missed
+
+
+def test_speeds_are_kept_and_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def measure(run: train_speed.Run, *_: Any) -> float:
+        measured.append(run.name)
+        return 2.0 if run.is_timm else 2000.0
+
+    monkeypatch.setattr(train_speed, 'images_per_s', measure)
+    monkeypatch.setattr(train_speed, 'make_folder', lambda *_: tmp_path)
+    monkeypatch.setattr(train_speed, 'head_rate', lambda: 0.6)
+    counts = []
+    for repeats, updates in ((1, 8), (2, 8), (2, 8), (1, 4)):
+        kept = tmp_path / 'speeds.csv'
+        assert train_speed.train(Path('train.py'), repeats, updates, models=('alexnet',), csv_file=kept) == 0
+        counts.append(len(measured))
+    assert counts == [count * counts[0] for count in (1, 2, 2, 3)]
+
+
+def test_publishing_is_measured_through_a_stand_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert publish_speed.hub('test_efficientnet', repeats=1, limit=float('inf')) == 0
+    assert 'test_efficientnet, 0 MB: staging' in capsys.readouterr().out
+    assert publish_speed.hub('test_efficientnet', repeats=1, limit=0.0) == 1
 
 
 def test_a_run_of_train_tells_what_it_took(tmp_path: Path) -> None:
