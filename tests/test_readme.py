@@ -86,8 +86,8 @@ def check_script(arguments: list[str]) -> None:
     """A script of this project, with options that it knows."""
     script, options = arguments[0], arguments[1:]
     if script == '-m' and options[0] == 'hub':
-        command = inspect.signature(hub_commands.COMMANDS[options[1]]) if options[1] != '--help' else None
-        offered = {*(command.parameters if command else ()), *vars(hub_commands.Storing()), 'help'}
+        command = hub_commands.COMMANDS[options[1]] if options[1:] not in ([], ['--help']) else lambda: 0
+        offered = {*inspect.signature(command).parameters, *vars(hub_commands.Storing()), 'help'}
         assert {flag[2:].replace('-', '_') for flag in options if flag.startswith('--')} <= offered
     elif script == '-m':
         assert options[0] == 'venv' or (ROOT / f'{options[0].replace(".", "/")}.py').exists() or options == ['tests']
