@@ -112,6 +112,6 @@ def escaped(text: str, length: int = 2000) -> str:
 
     Example:
         >>> escaped('no' + chr(27) + '[31m growth')
-        'no\\x1b[31m growth'
+        'no\\\\x1b[31m growth'
     """
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text[:length])
