@@ -20,15 +20,16 @@ import torch
 import tyro
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import timm_devnet
 import train
+from benchmarks.publish_speed import hub
 from benchmarks.resources import memory, scaling
 from benchmarks.train_speed import train as train_speed
 from training import devices
 from training.config import DIGITS, ELPV, Config
-from training.run_folder import replace_text
+from training.costs import multiply_adds
+from training.files import replace_text
 
 Row = dict[str, str]
 
@@ -249,23 +250,6 @@ def learn(model: nn.Module, images: torch.Tensor) -> None:
     model(images).sum().backward()
 
 
-def multiply_adds(model: nn.Module, img_size: int) -> float:
-    """Multiply-adds of the forward pass of one image, counted on the meta device.
-
-    Backward takes about twice as many; torch's counter is wrong there for grouped convolutions, so it is not asked.
-
-    Source:
-        torch.utils.flop_counter counts a multiply-add as two operations, and matrix products and convolutions only.
-    """
-    on_meta = {name: tensor.to('meta') for name, tensor in model.state_dict().items()}
-    was_training = model.training
-    model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        torch.func.functional_call(model, on_meta, torch.empty(1, 3, img_size, img_size, device='meta'))
-    model.train(was_training)
-    return counter.get_total_flops() / 2
-
-
 def shown_names() -> list[str]:
     """The README's models."""
     return [f'{base}_{growth}'.rstrip('_') for base in SHOWN_BASES for growth in SHOWN_GROWTHS]
@@ -394,6 +378,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     'train': train_speed,
     'memory': memory,
     'scaling': scaling,
+    'hub': hub,
     'growths': growths,
 }
 

@@ -18,12 +18,12 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from training import devices, evaluation, networks, sharding, trackers
-from training.augmentation import greatest_part
 from training.blocks import BlockNorms, block_scales
 from training.config import Config
 from training.faults import Fault, shared_writing
 from training.interruption import EXIT_INTERRUPTED, InterruptedRun, Interruption
-from training.metrics import Tally, evaluate, objective, split_output
+from training.measures import phrase
+from training.metrics import evaluate, objective, split_output
 from training.progress import LiveLine, describe_epoch
 from training.report import write_report
 from training.run_folder import RunFolder, describe_run, find_folder, make_folder
@@ -39,8 +39,9 @@ def main(config: Config) -> dict[str, Any]:
     """Run one training from its configuration to its run folder.
 
     Returns:
-        top1, top5 (None below five classes) and loss of the best epoch, epoch, seconds, run (the folder's path) and
-        report (of report.html, None without one); with --eval-only what `training.evaluation.evaluate_only` returns.
+        top1, top5 (None below five classes) and loss of the best epoch, or map and loss with --multi-label; epoch,
+        seconds, run (the folder's path) and report (of report.html, None without one); with --eval-only what
+        `training.evaluation.evaluate_only` returns.
 
     Raises:
         ValueError: The configuration, the data or the weights do not fit; nothing is left behind.
@@ -77,7 +78,7 @@ def main(config: Config) -> dict[str, Any]:
             report(session, folder)
     best = session.progress.best()
     assert best is not None, 'the last epoch is always evaluated'
-    results = {'top1': best['val_top1'], 'top5': best['val_top5'], 'loss': best['val_loss'], 'epoch': best['epoch']}
+    results = {**{name: best[f'val_{name}'] for name in session.task.results}, 'epoch': best['epoch']}
     written = str(folder.path / 'report.html') if config.report else None
     return {**results, 'seconds': session.progress.elapsed_s, 'run': str(folder.path), 'report': written}
 
@@ -167,7 +168,7 @@ def train_batch(session: Session, number: int, batch: Any, targets: Tensor, indi
         session: Of this process.
         number: Batches before it in the epoch.
         batch: Pixels or features.
-        targets: Class indices, shape (N,).
+        targets: As the task encodes them.
         indices: Of the images, shape (N,).
     """
     config, accelerator, progress = session.config, session.accelerator, session.progress
@@ -177,7 +178,7 @@ def train_batch(session: Session, number: int, batch: Any, targets: Tensor, indi
     watch.begin_batch()
     with accelerator.accumulate(model):
         output = model(*inputs)
-        loss = objective(output, targets, config.smoothing, config.block_loss)
+        loss = objective(output, targets, config.smoothing, config.block_loss, session.task)
         accelerator.backward(loss)
         watch.note(progress.epoch + 1, progress.update + 1, loss, indices)
         if accelerator.sync_gradients and watch.leaves_out(accelerator):
@@ -187,7 +188,7 @@ def train_batch(session: Session, number: int, batch: Any, targets: Tensor, indi
                 accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
             optimizer.step()
         optimizer.zero_grad()
-    loss, targets = watch.counted(loss, greatest_part(targets))
+    loss, targets = watch.counted(loss, session.task.countable(targets))
     session.tally.add(loss, split_output(output)[0], targets)
 
 
@@ -205,7 +206,8 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine, inter
         batches = interruption.stoppable(session.loaders['val'], accelerator)
         model = session.model if session.ema is None else session.ema.module
         with BlockNorms(session.evaluated) as norms:
-            val_metrics = evaluate(accelerator, model, batches, session.bad_images['val'], session.inputs, norms)
+            bad_images, task = session.bad_images['val'], session.task
+            val_metrics = evaluate(accelerator, model, batches, bad_images, session.inputs, norms, task)
         if config.bad_images == 'stop':
             session.bad_images['val'].refuse(accelerator)
     classes = session.sources['train'].classes
@@ -216,9 +218,14 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine, inter
     rates = {f'lr_{name}': rate for name, rate in trackers.group_rates(session.schedule, session.step).items()}
     scales = {f'scale_{name}': scale for name, scale in block_scales(session.network).items()}
     norms_of_blocks = {name: value for name, value in val_metrics.items() if name.startswith('norm_')}
-    row = progress.finish_epoch(train_metrics, val_metrics, images, {**rates, **norms_of_blocks, **scales})
+    row = progress.finish_epoch(
+        {name: train_metrics[name] for name in session.tally.told},
+        {name: val_metrics.get(name) for name in session.task.measured},
+        images,
+        {**rates, **norms_of_blocks, **scales},
+    )
     session.curves.add_epoch(session.step, row)
-    session.tally = Tally(accelerator.device)
+    session.tally = session.task.training_tally(accelerator.device)
     weights = (
         sharding.whole_weights(accelerator, session.model, session.network)
         if session.ema is None
@@ -227,8 +234,8 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine, inter
     with shared_writing(accelerator, f'the checkpoints in {folder.state} are as before'):
         if accelerator.is_main_process:
             live_line.write(describe_epoch(row, session.epochs))
-            for name in ('best', 'last') if progress.best() is row else ('last',):
-                folder.write_weights(name, session.evaluated, weights, classes, session.input_format, config)
+            is_best = progress.best() is row
+            folder.write_weights(session.evaluated, weights, classes, session.input_format, config, is_best)
             folder.write_metrics(progress.history)
     if session.thawing.thaw(progress.epoch):
         follow_thaw(session)
@@ -292,15 +299,12 @@ def finite(summary: dict[str, Any]) -> dict[str, Any]:
 
 def describe_result(summary: dict[str, Any]) -> str:
     """Write what `main` returns as one reads it."""
-    top5 = '' if summary['top5'] is None else f', top-5 {summary["top5"]:.2f} %'
     written = f'; report: {summary["report"]}' if summary['report'] else ''
     if 'run' not in summary:
-        return (
-            f'top-1 {summary["top1"]:.2f} %{top5}, mean of the classes {summary["mean_class_top1"]:.2f} %, loss '
-            f'{summary["loss"]:.4f} on {summary["images"]} images in {summary["seconds"]:.1f} s{written}'
-        )
+        return f'{phrase(summary)} on {summary["images"]} images in {summary["seconds"]:.1f} s{written}'
+    reached = phrase({name: value for name, value in summary.items() if name != 'loss'})
     return (
-        f'best top-1 {summary["top1"]:.2f} %{top5} (epoch {summary["epoch"]}) after {summary["seconds"]:.0f} s, '
+        f'best {reached} (epoch {summary["epoch"]}) after {summary["seconds"]:.0f} s, '
         f'in {summary["run"]}{written}; to load it:\n'
         f"import timm, timm_devnet; model = timm.create_model('local-dir:{summary['run']}/best', pretrained=True)"
     )

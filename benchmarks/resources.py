@@ -84,10 +84,12 @@ def run(folder: Path, images: Path, flags: list[str]) -> Usage:
         RuntimeError: It failed.
     """
     command = [sys.executable, str(ROOT / 'train.py'), '--data-dir', str(images), '--output', str(folder / 'runs')]
-    command += ['--no-pretrained', '--tracker', 'none', '--no-report', '--memory-format', 'channels_last', *flags]
+    command += ['--no-pretrained', '--tracker', 'none', '--no-report', *flags]
+    # The user's own caches stay as they are, and the choice of a memory format is made here, and counts.
+    environment = {**os.environ, 'XDG_CACHE_HOME': str(folder / 'cache')}
     start = time.monotonic()
     with tempfile.TemporaryFile('w+') as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - start

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from training.devices import computes_bf16
+from timm_devnet.layers import WeightsFirst
+from training import devices
 
 from .images import CLASSES, make_folder
 
@@ -96,7 +96,7 @@ def train(timm_train: Path, repeats: int = 5, updates: int = 8, models: tuple[st
     Returns:
         Exit code: 1 if a median ratio is below what is wanted.
     """
-    has_bf16 = computes_bf16()
+    has_bf16 = devices.computes_bf16()
     if not has_bf16:
         print('This CPU has no instructions for bf16, so nothing is measured in it.\n')
     comparisons = (*IN_FP32, *(WITH_BF16 if has_bf16 else WITHOUT_BF16))
@@ -175,18 +175,26 @@ def run_command(command: list[str], environment: dict[str, str]) -> subprocess.C
 
 
 def head_rate(batch_size: int = 32, repeats: int = 20) -> float:
-    """Speed of the matrix products of alexnet_wa2048's new layer, forward and backward, as a share of large ones'."""
+    """Speed of the matrix products of alexnet_wa2048's new layer, forward and backward, as a share of large ones'.
+
+    The allocator is set as train.py sets it.
+    """
+    devices.keep_freed_memory()
     units, reads, large = 2048, 4096, 2048
-    layer = nn.Linear(reads, units, bias=False)
+    layer = WeightsFirst(reads, units)
     values, gradient = torch.randn(batch_size, reads), torch.randn(batch_size, units)
     square = torch.randn(large, large)
-    products = {
-        # The weights' gradient; what is read is frozen and needs none.
-        4 * batch_size * reads * units: lambda: (values @ layer.weight.T, gradient.T @ values),
+
+    def learn() -> None:
+        layer(values).backward(gradient)
+        layer.zero_grad()
+
+    products: dict[int, Callable[[], object]] = {
+        # Of the backward pass the weights' gradient alone; what is read is frozen and needs none.
+        4 * batch_size * reads * units: learn,
         2 * large**3: lambda: square @ square,
     }
-    with torch.no_grad():
-        ours, largest = (operations / fastest(product, repeats) for operations, product in products.items())
+    ours, largest = (operations / fastest(product, repeats) for operations, product in products.items())
     return ours / largest
 
 

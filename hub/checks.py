@@ -14,8 +14,9 @@ from timm_devnet.delta import Base
 from timm_devnet.grown import Grown
 
 from .configuration import check_config, read_config
-from .files import CARD, CONFIG, WEIGHTS, check_checksums, find_files
+from .files import check_checksums, find_files
 from .header import Header, read_header
+from .layout import CARD, CONFIG, WEIGHTS
 from .strict_json import escaped, parse, shown
 from .tensors import build_on_meta, check_tensors, check_values, storage
 

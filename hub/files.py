@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-from .strict_json import MAX_BYTES, shown
+from training.files import sha256
 
-__all__ = ['CARD', 'CONFIG', 'FILES', 'WEIGHTS', 'check_checksums', 'find_files', 'sha256']
+from .layout import CARD, CONFIG, FILES, MAX_BYTES, WEIGHTS
+from .strict_json import shown
 
-CONFIG, WEIGHTS, CARD = 'config.json', 'model.safetensors', 'README.md'
-# What the folder may hold, and how many bytes of it.
-FILES: Mapping[str, int] = {
-    CONFIG: MAX_BYTES,
-    WEIGHTS: 10**12,
-    CARD: 10_000_000,
-    'metrics.csv': 100_000_000,
-    'curves.png': 100_000_000,
-    'growth.png': 100_000_000,
-    '.gitattributes': 1_000_000,  # git's own, which the Hub adds
-}
-_WITHOUT_CHECKSUM = (CONFIG, CARD, '.gitattributes')  # people edit cards
+__all__ = ['check_checksums', 'find_files']
+
+ATTRIBUTES = '.gitattributes'  # git's own, which the Hub adds
+MAX_WEIGHTS_BYTES = 10**12
+_WITHOUT_CHECKSUM = (CONFIG, CARD, ATTRIBUTES)  # people edit cards
 _PICKLES = ('.bin', '.pt', '.pth', '.tar', '.pkl', '.pickle', '.ckpt', '.joblib')
 _PNG = b'\x89PNG\r\n\x1a\n'
-_CHUNK = 1 << 20
 
 
 def find_files(folder: Path, in_cache: bool, problems: list[str]) -> set[str]:
@@ -60,7 +52,7 @@ def find_files(folder: Path, in_cache: bool, problems: list[str]) -> set[str]:
 def _check_file(folder: Path, name: str, in_cache: bool) -> str | None:
     """Say what is wrong with a file."""
     path = folder / name
-    if name not in FILES:
+    if name not in (*FILES, ATTRIBUTES):
         if name.lower().endswith(_PICKLES):
             return f'{shown(name)} is a pickle, which can run code when it is opened: remove it'
         return f'{shown(name)} does not belong here; a published folder holds {", ".join(FILES)}'
@@ -72,8 +64,9 @@ def _check_file(folder: Path, name: str, in_cache: bool) -> str | None:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         return f'{name} is no file'
-    if not 0 < status.st_size <= FILES[name]:
-        return f'{name} has 1 to {FILES[name]:,} bytes; found {status.st_size:,}'
+    limit = MAX_WEIGHTS_BYTES if name == WEIGHTS else MAX_BYTES
+    if not 0 < status.st_size <= limit:
+        return f'{name} has 1 to {limit:,} bytes; found {status.st_size:,}'
     if not os.access(path, os.R_OK):
         return f'{name} cannot be read: permission denied'
     if name.endswith('.png'):
@@ -90,15 +83,6 @@ def _is_blob(path: Path) -> bool:
     except (OSError, RuntimeError):  # it leads nowhere, or in a ring
         return False
     return target.parent == path.parent.resolve().parent.parent / 'blobs'
-
-
-def sha256(path: Path) -> str:
-    """The checksum of a file, 64 hex digits, read in pieces."""
-    total = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while piece := file.read(_CHUNK):
-            total.update(piece)
-    return total.hexdigest()
 
 
 def check_checksums(folder: Path, found: Collection[str], stated: Mapping[str, str]) -> Iterator[str]:

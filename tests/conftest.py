@@ -176,6 +176,29 @@ def write_colours(root: Path) -> Path:
 
 
 @pytest.fixture
+def labelled_folder(tmp_path: Path) -> Path:
+    """Make a folder of 24 training and 12 validation images, blue, green, both or neither, with lists that say so."""
+    return write_labelled(tmp_path / 'labelled')
+
+
+def write_labelled(root: Path) -> Path:
+    random = np.random.default_rng(0)
+    for split, count in (('train', 24), ('val', 12)):
+        (root / split / 'deep').mkdir(parents=True)
+        lines = []
+        for index in range(count):
+            labels = [name for bit, name in enumerate(('blue', 'green')) if index >> bit & 1]
+            pixels = random.integers(0, 120, (40, 48, 3), dtype=np.uint8)
+            for name in labels:
+                pixels[..., ('red', 'green', 'blue').index(name)] += 130
+            file = f'deep/{index}.png' if index % 3 == 0 else f'{index}.png'
+            Image.fromarray(pixels).save(root / split / file)
+            lines.append(','.join([file, *labels]))
+        (root / split / 'labels.csv').write_text('\n'.join(lines) + '\n')
+    return root
+
+
+@pytest.fixture
 def config(image_folder: Path, tmp_path: Path) -> Config:
     """Configure a run of two epochs of six updates, with dropout, so that exactness needs every generator's state."""
     return Config(

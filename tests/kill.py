@@ -52,6 +52,7 @@ CONFIGURATIONS = {
     'cached features': f'{GROWN} --regime new --cache-features 2',
     'two processes, cached features': f'{GROWN} --regime new --cache-features 1 --batch-size 2',
     'thaw, moving average, mixup': '--regime new --thaw all@1 --model-ema --mixup 0.2 --reprob 0.5',
+    'several labels, mixup': '--multi-label --mixup 0.2',
     'adamw, skip': '--opt adamw --lr 0.001 --nonfinite skip --sched cosine',
 }
 PROCESSES = {
@@ -89,15 +90,18 @@ class Killed:
 
 
 def make_images(root: Path, count: int) -> Path:
-    """Make a folder of small images in three colours."""
+    """Make a folder of small images in three colours, and lists that call some of them first as well."""
     draw = np.random.default_rng(0)
     for split, images in (('train', count), ('val', 3)):
+        labels = ''
         for channel, name in enumerate(('blue', 'green', 'red')):
             (root / split / name).mkdir(parents=True)
             for index in range(images):
                 pixels = draw.integers(0, 120, (40, 48, 3), dtype=np.uint8)
                 pixels[..., 2 - channel] += 130
                 Image.fromarray(pixels).save(root / split / name / f'{index}.png')
+                labels += f'{name}/{index}.png,{name}{",first" if index == 0 else ""}\n'
+        (root / split / 'labels.csv').write_text(labels)
     return root
 
 

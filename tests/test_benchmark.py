@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import nn
 
 import benchmark
 from benchmarks import resources, train_speed
@@ -16,26 +15,6 @@ from benchmarks.images import make_folder
 from training.config import DIGITS, Config
 
 ROOT = Path(__file__).parent.parent
-
-
-def test_multiply_adds_by_hand() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * 8 * 8, 7))
-    assert benchmark.multiply_adds(model, img_size=8) == 8 * 8 * 5 * 3 * 9 + 5 * 8 * 8 * 7
-
-
-def test_multiply_adds_leave_the_network_as_it_was() -> None:
-    model = timm.create_model('tf_efficientnet_lite0_norm').train()
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    benchmark.multiply_adds(model, img_size=64)
-    assert model.training
-    assert benchmark.same_tensors(before, model.state_dict())
-
-
-def test_multiply_adds_of_alexnet_are_the_published_ones() -> None:
-    # torchvision's documentation of its AlexNet weights: 0.71 GFLOPS, 61,100,840 parameters.
-    model = timm.create_model('alexnet', device='meta')
-    assert round(benchmark.multiply_adds(model, 224) / 1e9, 2) == 0.71
-    assert sum(parameter.numel() for parameter in model.parameters()) == 61_100_840
 
 
 def test_actions_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,11 @@ def test_errors_are_one_line(
     assert message in printed.err.splitlines()[-1]
 
 
+def test_a_run_of_one_class_an_image_has_no_labels(run: Path) -> None:
+    with pytest.raises(ValueError, match=r'--multi-label: .*run was trained on images of one class each: leave it out'):
+        train.main(evaluation(run, multi_label=True))
+
+
 def test_unreadable_images_stop_or_are_counted(run: Path, image_folder: Path) -> None:
     (image_folder / 'val' / 'red' / '1.png').write_bytes(b'no image')
     with pytest.raises(ValueError, match=r'cannot read 1 of 9 images \(red/1.png\)'):
@@ -320,7 +325,7 @@ def test_blocks_answer_alone(tmp_path: Path) -> None:
     input_format = own_format(network, 64)
     normalize = Normalize(input_format.mean, input_format.std, torch.contiguous_format)
     accelerator = create_accelerator(config)
-    predictions = predict_on(config, accelerator, network, source.classes, source, input_format, normalize)
+    predictions: Any = predict_on(config, accelerator, network, source.classes, source, input_format, normalize)
     transform = create_transform(**input_format.timm_config())
     with torch.no_grad():
         images = torch.stack([transform(source.read(index)) for index in range(len(source.targets))])

@@ -14,6 +14,7 @@ import tyro
 
 import benchmark
 import timm_devnet
+from hub import __main__ as hub_commands
 from tests.__main__ import CHECKS
 from training.config import Config
 
@@ -66,6 +67,8 @@ def test_commands_exist(command: str) -> None:
         if arguments[0] == 'launch' or program == 'torchrun':  # the launcher's own options, then the script's
             arguments = arguments[next(i for i, word in enumerate(arguments) if word.endswith('.py')) :]
         check_script(arguments)
+    elif program == 'hf':
+        assert arguments == ['auth', 'login']
     elif program == 'pip':
         assert arguments[0] == 'install'
         extras = re.findall(r'\.\[(.*)\]', command)
@@ -82,7 +85,11 @@ def test_commands_exist(command: str) -> None:
 def check_script(arguments: list[str]) -> None:
     """A script of this project, with options that it knows."""
     script, options = arguments[0], arguments[1:]
-    if script == '-m':
+    if script == '-m' and options[0] == 'hub':
+        command = inspect.signature(hub_commands.COMMANDS[options[1]]) if options[1] != '--help' else None
+        offered = {*(command.parameters if command else ()), *vars(hub_commands.Storing()), 'help'}
+        assert {flag[2:].replace('-', '_') for flag in options if flag.startswith('--')} <= offered
+    elif script == '-m':
         assert options[0] == 'venv' or (ROOT / f'{options[0].replace(".", "/")}.py').exists() or options == ['tests']
     elif script == 'train.py':
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train
+from timm_devnet.delta import digest
+from training import devices
 from training.config import Config
 from training.features import Features
 from training.interruption import EXIT_INTERRUPTED, InterruptedRun
@@ -334,6 +337,25 @@ def test_block_loss_teaches_every_block(config: Config) -> None:
     assert float(without[0]['train_loss']) < float(rows[0]['train_loss'])
 
 
+def test_the_run_says_what_the_network_stands_on(config: Config, tmp_path: Path) -> None:
+    assert json.loads(Path(train.main(config)['run'], 'run.json').read_text())['base'] is None
+    state = timm.create_model('test_efficientnet').state_dict()
+    save_file(state, tmp_path / 'start.safetensors')
+    config = dataclasses.replace(config, pretrained=True, pretrained_path=str(tmp_path / 'start.safetensors'))
+    base = json.loads(Path(train.main(config)['run'], 'run.json').read_text())['base']
+    assert base['tensors'] == digest(state, 'classifier')  # and not that of the trained network
+
+
+@pytest.mark.parametrize('began', [{'base': {'model': 'as it was'}}, {}])
+def test_a_resumed_run_keeps_what_its_network_stood_on(began: dict[str, Any], config: Config) -> None:
+    config = dataclasses.replace(config, epochs=1)
+    path = Path(train.main(config)['run'], 'run.json')
+    facts = {name: value for name, value in json.loads(path.read_text()).items() if name != 'base'}
+    path.write_text(json.dumps({**facts, **began}))
+    train.main(dataclasses.replace(config, resume='auto'))
+    assert {name: value for name, value in json.loads(path.read_text()).items() if name == 'base'} == began
+
+
 def test_recomputed_activations_change_nothing(config: Config) -> None:
     config = dataclasses.replace(config, drop=None, epochs=1)
     plain = train.main(dataclasses.replace(config, experiment='plain'))
@@ -377,6 +399,50 @@ def test_ways_of_computing_agree_with_the_plain_one(config: Config, options: dic
     losses = [[float(row['train_loss']) for row in rows] for rows in (other, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=tolerance)
     assert losses[0][-1] < 0.9 * losses[0][0]
+
+
+def scale_fp16(init_scale: float, patch: pytest.MonkeyPatch) -> None:
+    """Let accelerate compute in fp16 with a scaler of gradients on a CPU too, which it does on GPUs only."""
+    create = devices.create_accelerator
+
+    def create_scaled(config: Config, trackers: Sequence[str] = ()) -> Accelerator:
+        accelerator = create(config, trackers)
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler('cpu', init_scale=init_scale)
+        return accelerator
+
+    patch.setattr(devices, 'create_accelerator', create_scaled)
+
+
+def test_fp16_with_a_scaler_agrees_with_fp32(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(config, model='test_efficientnet_gn', drop=None, lr=0.0003, batch_size=8, epochs=4)
+    config = dataclasses.replace(config, report=False)
+    fp32 = metrics(train.main(config)['run'])
+    scale_fp16(2.0**10, monkeypatch)
+    fp16 = metrics(train.main(dataclasses.replace(config, mixed_precision='fp16'))['run'])
+    losses = [[float(row['val_loss']) for row in rows] for rows in (fp16, fp32)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
+    assert losses[0][-1] < 0.9 * losses[0][0]
+
+
+@pytest.mark.parametrize('opt', ['momentum', 'adamw'])
+def test_infinite_gradients_of_fp16_are_passed_over(config: Config, opt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scale_fp16(2.0**18, monkeypatch)
+    config = dataclasses.replace(config, mixed_precision='fp16', opt=opt, lr=0.0003)
+    unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))['run']
+    with monkeypatch.context() as patch:
+        stop_after(9, patch)
+        with pytest.raises(InterruptedRun):
+            train.main(config)
+    run = train.main(dataclasses.replace(config, resume='auto'))['run']
+    assert_same_weights(run, unbroken)
+    scales = [
+        torch.load(next(Path(path, 'state').glob('epoch-00002-*')) / 'optimizer.pt', weights_only=True)['scaler'][
+            'scale'
+        ]
+        for path in (run, unbroken)
+    ]
+    assert scales[0] == scales[1] < 2.0**18  # the first gradients were infinite, and the scale goes on where it was
 
 
 def test_bf16_trains(config: Config) -> None:

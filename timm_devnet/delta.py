@@ -79,11 +79,7 @@ class Base:
 
     def _is_known(self) -> bool:
         if self.model.startswith(_HUB):
-            repo_id = self.model.removeprefix(_HUB)
-            with suppress(HFValidationError):
-                validate_repo_id(repo_id)
-                return repo_id.count('/') == 1
-            return False
+            return is_repo_id(self.model.removeprefix(_HUB))
         with suppress(RuntimeError):  # timm's answer to a tag that it does not know
             return '.' in self.model and is_model(self.model) and get_pretrained_cfg(self.model) is not None
         return False
@@ -110,6 +106,14 @@ class Base:
 
     def __str__(self) -> str:
         return self.model + (f' at revision {self.revision}' if self.revision else '')
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether a text names a repository of the Hub: ORG/NAME."""
+    with suppress(HFValidationError):
+        validate_repo_id(text)
+        return text.count('/') == 1
+    return False
 
 
 # Arithmetic of checkpoints --------------------------------------------------------------------------------------------
@@ -396,7 +400,7 @@ def base_of(model: nn.Module, is_local: bool = False, cache_dir: str | Path | No
     if is_timms and (is_local or (known and known.hf_hub_id) == (hub_id or None)):
         return Base(name, commit, tensors)
     repo_id = hub_id.partition('@')[0]
-    return Base(_HUB + repo_id, commit, tensors) if commit and '/' in repo_id else None
+    return Base(_HUB + repo_id, commit, tensors) if commit and is_repo_id(repo_id) else None
 
 
 def _cached_commit(hub_id: str, filename: str | None, cache_dir: str | Path | None) -> str | None:

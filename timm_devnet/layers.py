@@ -151,6 +151,19 @@ class ConvUnits(Added):
         return self.act(self.norm(self.conv(self.drop(gather(values)))))
 
 
+class WeightsFirst(nn.Linear):
+    """A linear layer that multiplies its weights by what it reads, and not the other way round.
+
+    The result is the same up to rounding; on CPUs this order is a quarter faster for the few rows of a batch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (..., out_features) of inputs (..., in_features)."""
+        rows = x.reshape(-1, self.in_features)
+        product = torch.addmm(self.bias.unsqueeze(1), self.weight, rows.t()).t()
+        return product.reshape(x.shape[:-1] + (self.out_features,))
+
+
 @register_notrace_module  # reason: as ConvUnits
 class LinearUnits(Added):
     """New units of a fully connected layer with a ReLU; on a map, at every position.
@@ -170,7 +183,7 @@ class LinearUnits(Added):
     ) -> None:
         super().__init__(layer)
         self.drop = nn.Dropout(drop_rate)
-        self.fc = nn.Linear(layer.in_width, layer.width, device=device, dtype=dtype)
+        self.fc = WeightsFirst(layer.in_width, layer.width, device=device, dtype=dtype)
         self.act = nn.ReLU()
 
     def init_new(self, generator_for: Callable[[str], torch.Generator]) -> None:

@@ -16,11 +16,10 @@ from pathlib import Path
 from sys import modules
 from typing import Any
 
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from timm.models import PretrainedCfg, get_pretrained_cfg, model_entrypoint, register_model
 from torch import Tensor, nn
 
-from .delta import SAFE_FILE, Base, digest
+from .delta import SAFE_FILE, Base, digest, is_repo_id
 from .grown import Options
 from .growth import parse
 
@@ -77,10 +76,8 @@ class Published:
             raise ValueError(f'architecture {self.architecture!r} is no registered name of a grown network')
         if not re.fullmatch(r'\w[\w.-]*', self.tag, re.ASCII):
             raise ValueError(f'tag {self.tag!r} is not made of letters, digits, dots, dashes and underscores')
-        try:
-            validate_repo_id(self.hub_id)
-        except HFValidationError as error:
-            raise ValueError(f'hub_id: {error}') from error
+        if not is_repo_id(self.hub_id):
+            raise ValueError(f'hub_id is ORG/NAME, not {self.hub_id!r}')
         for name, digits in (('revision', 40), ('sha256', 64)):
             if not re.fullmatch(f'[0-9a-f]{{{digits}}}', getattr(self, name)):
                 raise ValueError(f'{name} is {digits} hex digits, not {getattr(self, name)!r}')
@@ -93,6 +90,9 @@ class Published:
         _check_names('model_args', self.model_args, _ARGUMENTS)
         parse(self.model_args.get('growth', 'norm'))
         Options(self.model_args.get('scale_init', 10.0), self.model_args.get('new_init', 'random'))
+        for name, kind in (('settled', int), ('in_chans', int), ('global_pool', str)):
+            if name in self.model_args and type(self.model_args[name]) is not kind:
+                raise ValueError(f'model_args has {name}={self.model_args[name]!r}, which is no {kind.__name__}')
         if self.model_args.get('delta_of'):
             Base.from_dict(self.model_args['delta_of'])
 

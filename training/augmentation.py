@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -9,6 +11,9 @@ from torch import Tensor
 
 from .config import Config
 from .data import UNREADABLE, seeded
+
+if TYPE_CHECKING:
+    from .tasks import Task
 
 # Last part of the key of a batch's randomness, so that it is none of the keys of images. numpy takes keys that differ
 # only in zeros at their end for the same, so it is not zero.
@@ -25,10 +30,11 @@ class BatchAugmentation:
         config: Says what is done.
         num_classes: Outputs of the network.
         process: Index of this process.
+        task: Says what targets are.
     """
 
-    def __init__(self, config: Config, num_classes: int, process: int):
-        self.config, self.process = config, process
+    def __init__(self, config: Config, num_classes: int, process: int, task: Task):
+        self.config, self.process, self.task = config, process, task
         self.mixup = self.erasing = None
         if config.mixup or config.cutmix:
             self.mixup = Mixup(
@@ -39,6 +45,7 @@ class BatchAugmentation:
                 mode=config.mixup_mode,
                 label_smoothing=0.0,  # the loss smooths mixed targets as it does others
                 num_classes=num_classes + 1,  # the last stands for unreadable images
+                multi_label=task.multi_label,
             )
         if config.reprob:
             self.erasing = RandomErasing(config.reprob, mode=config.remode, max_count=config.recount, device='cpu')
@@ -50,13 +57,13 @@ class BatchAugmentation:
 
         Args:
             inputs: What the network reads: images (N, 3, H, W), or else what nothing is done to.
-            targets: Class indices, or `UNREADABLE`, shape (N,).
+            targets: As the task encodes them.
             epoch: Epochs finished.
             batch: Batches that this process has finished in the epoch.
 
         Returns:
             The inputs, and their targets: as they were, or under mixup and cutmix the part that each class has, shape
-            (N, num_classes). Then a row of zeros stands for an image with an unreadable one in it.
+            (N, num_classes). The task says then how an image with an unreadable one in it is marked.
         """
         off = self.config.mixup_off_epoch
         is_mixed = self.mixup is not None and not (off and epoch >= off)
@@ -66,9 +73,8 @@ class BatchAugmentation:
         with seeded(self.config.seed, epoch, batch, self.process, OF_BATCHES):
             if is_mixed:
                 assert self.mixup is not None
-                classes = torch.where(targets == UNREADABLE, self.mixup.num_classes - 1, targets)
-                images, parts = self.mixup(images, classes)
-                targets = parts[:, :-1] * (parts[:, -1:] == 0)
+                images, parts = self.mixup(images, self.task.before_mixing(targets, self.mixup.num_classes - 1))
+                targets = self.task.after_mixing(parts)
             if self.erasing is not None:
                 images = self.erasing(images)
         return (images,), targets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import random
@@ -18,16 +17,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import sharding
 from .config import CHECKPOINT_EVERY, Config
 from .faults import Fault, shared_writing
-from .metrics import Tally
+from .files import sha256, sync
+from .metrics import MeanLoss
 from .order import EpochOrder
 from .progress import Progress
-from .run_folder import checkpoints, sync
+from .run_folder import checkpoints
+from .tensor_files import write_tensors
 
 FILES = ('model.safetensors', 'optimizer.pt', 'progress.json')
 MANIFEST = 'manifest.json'
@@ -52,7 +53,7 @@ class RunState:
     order: EpochOrder
     """Of the training images; a checkpoint's place in it counts whole updates."""
     progress: Progress
-    tally: Tally
+    tally: MeanLoss
     """Sums of the epoch under way."""
     further: Mapping[str, Stateful] = field(default_factory=dict)
     """Whatever else has a state, by name. What a checkpoint does not hold yet starts anew."""
@@ -158,8 +159,7 @@ def write_checkpoint(target: Path, state: RunState, weights: dict[str, Tensor], 
     unfinished = target.with_name(f'.{target.name}.unfinished')
     unfinished.mkdir()
     try:
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
-        save_file(tensors, unfinished / 'model.safetensors')
+        sums = {'model.safetensors': write_tensors(unfinished / 'model.safetensors', weights)}
         further = {name: stateful.state_dict() for name, stateful in state.further.items()}
         others = {
             **others,
@@ -169,7 +169,7 @@ def write_checkpoint(target: Path, state: RunState, weights: dict[str, Tensor], 
         with open(unfinished / 'optimizer.pt', 'wb') as file:  # opened here, so that a full disk is an OSError
             torch.save(others, file)
         (unfinished / 'progress.json').write_text(json.dumps(state.progress.to_dict()))
-        sums = {name: sha256(unfinished / name) for name in FILES}
+        sums |= {name: sha256(unfinished / name) for name in FILES if name not in sums}
         (unfinished / MANIFEST).write_text(json.dumps({'sha256': sums}, indent=2) + '\n')
         for path in (*unfinished.iterdir(), unfinished):
             sync(path)
@@ -177,15 +177,6 @@ def write_checkpoint(target: Path, state: RunState, weights: dict[str, Tensor], 
         sync(target.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def sha256(path: Path) -> str:
-    """Compute a file's checksum."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def find_damage(checkpoint: Path) -> str | None:

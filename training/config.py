@@ -28,7 +28,7 @@ CHECKPOINT_EVERY = re.compile(r'0*([1-9]\d*)(s?)|epoch')
 # How an update is split into batches is free as well; its checkpoint tells how many images it has in all.
 FREE_ON_RESUME = frozenset(
     {
-        *('data_dir', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads', 'tune'),
+        *('data_dir', 'labels', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads', 'tune'),
         *('tracker', 'tracker_project', 'report', 'eval_only', 'json', 'cache_images', 'cache_dir'),
         *('batch_size', 'grad_accum_steps', 'bad_images', 'nonfinite', 'checkpoint_every', 'keep_checkpoints'),
         *('allow_changed_data', 'allow_changed_batch'),
@@ -53,6 +53,12 @@ class Config:
     val_split: str = 'val'
     """Folder, or the reader's name, of the images that measure; or a number such as 0.1: that part of the training
     images of each class, always the same ones."""
+    multi_label: bool = False
+    """Images show any number of classes, or none: train by binary cross-entropy and measure mean average precision. For
+    a folder with a list of labels (see --labels), hfds/ and hfids/."""
+    labels: str | None = None
+    """With --multi-label: file in the folder of each split with a line IMAGE,LABEL,LABEL,... for each image (None:
+    labels.csv)."""
     class_map: str | None = None
     """File that numbers the classes, as in timm: .txt with a class a line, or .pkl with a dictionary."""
     input_key: str | None = None
@@ -300,9 +306,29 @@ class Config:
             known = [str(name) for name in list_optimizers()]
             near = difflib.get_close_matches(self.opt, known) or ['momentum', 'sgd', 'adamw']
             raise ValueError(f'--opt {self.opt} is not an optimizer of timm; near it: {", ".join(near)}')
+        self._validate_task()
         self._validate_optimizer()
         self._validate_augmentation()
         self._validate_thaws()
+
+    def _validate_task(self) -> None:
+        """Refuse what has no meaning where images have several labels, or one."""
+        if self.labels is not None and (not self.multi_label or self.dataset):
+            raise ValueError(
+                f'--labels {self.labels} is the list of labels of a folder: give --multi-label and --data-dir, or '
+                'leave it out'
+            )
+        if not self.multi_label:
+            return
+        if self.dataset and self.dataset.partition('/')[0].lower() not in ('hfds', 'hfids'):
+            raise ValueError(
+                f'--multi-label: --dataset {self.dataset} gives each image one class; give --data-dir FOLDER with a '
+                'list of labels, hfds/NAME or hfids/NAME'
+            )
+        given = [name for name in ('balanced', 'labels_per_class') if getattr(self, name)]
+        if given:
+            flags = ', '.join(f'--{name.replace("_", "-")}' for name in given)
+            raise ValueError(f'--multi-label: images belong to no single class, so leave out {flags}')
 
     def _validate_optimizer(self) -> None:
         """Refuse arguments that the optimizer does not take."""

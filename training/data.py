@@ -8,7 +8,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,8 +23,11 @@ from .config import Config
 from .order import EpochOrder
 from .sources import Source
 
-# Target of an image that could not be read: neither trained on nor counted. It is not raised where it happens, since
-# one process that leaves would keep the others waiting for it.
+if TYPE_CHECKING:
+    from .tasks import Task
+
+# Target, or every entry of the target, of an image that could not be read: neither trained on nor counted. It is not
+# raised where it happens, since one process that leaves would keep the others waiting for it.
 UNREADABLE = -1
 # Images are resized to 256x256 for a crop of 224, and in that proportion for other sizes.
 CROP_PCT = 224 / 256
@@ -131,6 +134,11 @@ def seeded(*key: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
+def is_readable(targets: Tensor) -> Tensor:
+    """Tell which images of a batch could be read, shape (N,), from targets of shape (N,) or (N, classes)."""
+    return (targets != UNREADABLE).reshape(len(targets), -1).all(1)
+
+
 class Images(Dataset):
     """Images as the network sees them, found by (epoch, index).
 
@@ -138,24 +146,24 @@ class Images(Dataset):
     was read before. That is what lets a run go on inside an epoch exactly as if it had never stopped.
     """
 
-    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], seed: int):
-        self.source, self.transform, self.seed = source, transform, seed
+    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], seed: int, task: Task):
+        self.source, self.transform, self.seed, self.task = source, transform, seed, task
 
     def __len__(self) -> int:
         return len(self.source.targets)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int | Tensor, int]:
         """Read one image.
 
         Returns:
-            Pixels as bytes of shape (H, W, 3), class index or `UNREADABLE`, index of the image.
+            Pixels as bytes of shape (H, W, 3), what the task makes of its target, index of the image.
         """
         epoch, index = key
-        target = self.source.targets[index]
+        target = self.task.encode(self.source.targets[index])
         try:
             image = self.source.read(index)
         except Exception:  # decoders raise errors of every kind on broken files; the target tells of it
-            image, target = Image.new('RGB', (8, 8)), UNREADABLE
+            image, target = Image.new('RGB', (8, 8)), self.task.unreadable
         with seeded(self.seed, epoch, index):
             return self.transform(image).movedim(0, -1), target, index
 
@@ -175,10 +183,12 @@ def count_workers(config: Config) -> int:
     return config.workers if config.workers is not None else 4 * torch.cuda.is_available()
 
 
-def create_images(config: Config, sources: dict[str, Source], input_format: InputFormat) -> dict[str, Images]:
+def create_images(
+    config: Config, sources: dict[str, Source], input_format: InputFormat, task: Task
+) -> dict[str, Images]:
     """Make the images of both splits as the network sees them."""
     transforms_of = {'train': input_format.train_transform(config), 'val': input_format.eval_transform()}
-    return {split: Images(sources[split], transforms_of[split], config.seed) for split in transforms_of}
+    return {split: Images(sources[split], transforms_of[split], config.seed, task) for split in transforms_of}
 
 
 def create_loaders(config: Config, datasets: Mapping[str, Dataset], order: EpochOrder) -> dict[str, DataLoader]:

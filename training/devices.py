@@ -50,6 +50,12 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1))
 
 
+def return_freed_memory() -> None:
+    """Hand all freed memory back to the system, once, where `keep_freed_memory` keeps it."""
+    if platform.libc_ver()[0] == 'glibc':
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def cache_folder() -> Path:
     """Where things are kept from run to run."""
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'timm_devnet'
@@ -154,6 +160,12 @@ def describe_differences(accelerator: Accelerator) -> list[str]:
     for variable, (kind, name) in ASKED_FOR.items():
         if os.environ.get(variable, '').lower() in ('true', '1') and accelerator.distributed_type != kind:
             found.append(f'{name} was asked for, but without GPUs accelerate runs plain DDP')
+    tasks = os.environ.get('SLURM_STEP_NUM_TASKS', '1')
+    if accelerator.num_processes == 1 and tasks != '1':
+        found.append(
+            f'srun started {tasks} tasks and each is a run of its own: if they are meant as one, give each its RANK, '
+            'LOCAL_RANK, WORLD_SIZE and MASTER_ADDR (docs/clusters.md)'
+        )
     if accelerator.num_processes == 1 and is_lone_process_of_several():
         found.append(
             'if several processes were asked for: this way of starting gives one, whatever --num_processes says; use: '

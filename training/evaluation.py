@@ -23,10 +23,12 @@ from .config import Config
 from .data import Images, InputFormat, Normalize, create_loader
 from .devices import create_accelerator, describe
 from .image_cache import open_cache
+from .label_predictions import LabelPredictions
 from .predictions import Predictions, name_outputs, predict
 from .report import write_report
 from .run_folder import RunFolder
-from .sources import Source, fingerprint, load_sources, load_validation
+from .sources import Source, fingerprint, load_sources, load_validation, renumber
+from .tasks import choose_task
 from .tuning import LAYOUTS
 
 
@@ -46,7 +48,7 @@ class Renumbered:
 
     def __init__(self, source: Source, outputs: Sequence[int], classes: list[str]):
         self.source, self.classes = source, classes
-        self.targets = [outputs[target] for target in source.targets]
+        self.targets = [renumber(target, outputs) for target in source.targets]
 
     def name(self, index: int) -> str:
         return self.source.name(index)
@@ -65,8 +67,8 @@ def evaluate_only(config: Config) -> dict[str, Any]:
     those of the run, its report.html and predictions.csv are written anew, unless --no-report was given.
 
     Returns:
-        model, weights, top1, top5, mean_class_top1, loss, images, unreadable, data_classes, outputs, seconds and
-        report (None if none was written).
+        model, weights, top1, top5, mean_class_top1 (in their place map, with --multi-label), loss, images, unreadable,
+        data_classes, outputs, seconds and report (None if none was written).
 
     Raises:
         ValueError: Network or data cannot be had, or their classes do not match.
@@ -117,7 +119,7 @@ def predict_best(
     source: Source,
     input_format: InputFormat,
     normalize: Normalize,
-) -> Predictions:
+) -> Predictions | LabelPredictions:
     """Ask the best weights of a run, as they lie on the disk, about the validation images."""
     network: Any = timm.create_model(f'local-dir:{folder.path / "best"}', pretrained=True)
     classes = network.pretrained_cfg['label_names']
@@ -128,16 +130,17 @@ def predict_best(
 def predict_on(
     config: Config,
     accelerator: Accelerator,
-    network: nn.Module,
+    network: Any,
     classes: Sequence[str],
     source: Source,
     input_format: InputFormat,
     normalize: Normalize,
-) -> Predictions:
+) -> Predictions | LabelPredictions:
     """Ask a network about every image of a split, in their order."""
-    images = Images(source, input_format.eval_transform(), config.seed)
+    task = choose_task(config.multi_label, network.num_classes)
+    images = Images(source, input_format.eval_transform(), config.seed, task)
     loader = create_loader(config, images, [(0, index) for index in range(len(images))])
-    return predict(accelerator, network, accelerator.prepare(loader), classes, normalize)
+    return predict(accelerator, network, accelerator.prepare(loader), classes, normalize, task)
 
 
 def refuse_training_options(config: Config) -> None:
@@ -165,12 +168,22 @@ def find_run(model: str) -> RunFolder | None:
 
 
 def with_data_of(config: Config, folder: RunFolder | None) -> Config:
-    """Take the data options of a run where none are given."""
+    """Take the data options of a run where none are given.
+
+    Raises:
+        ValueError: Its images have one class each, and the wish is for several labels.
+    """
     if folder is None or config.data_dir is not None or config.dataset is not None:
         return config
     saved = json.loads((folder.path / 'run.json').read_text())['config']
-    names = ('data_dir', 'dataset', 'train_split', 'val_split', 'class_map', 'input_key', 'target_key')
-    return dataclasses.replace(config, **{name: saved.get(name) for name in names})
+    wishes = [f'--{name.replace("_", "-")}' for name in ('multi_label', 'labels') if getattr(config, name)]
+    if wishes and not saved.get('multi_label'):
+        raise ValueError(
+            f'{" ".join(wishes)}: {folder.path} was trained on images of one class each: leave it out, or give '
+            '--data-dir FOLDER with a list of labels'
+        )
+    names = ('data_dir', 'dataset', 'train_split', 'val_split', 'class_map', 'input_key', 'target_key', 'multi_label')
+    return dataclasses.replace(config, **{name: saved[name] for name in (*names, 'labels') if name in saved})
 
 
 def is_own_data(config: Config, folder: RunFolder) -> bool:
@@ -279,7 +292,7 @@ def match_classes(network: Any, classes: Sequence[str]) -> tuple[list[int], list
     return list(range(count)), list(classes), 'it names no classes of the data: its outputs are taken in their order'
 
 
-def refuse_unreadable(config: Config, predictions: Predictions, source: Source) -> None:
+def refuse_unreadable(config: Config, predictions: Predictions | LabelPredictions, source: Source) -> None:
     """Stop at images that could not be read, unless they may be skipped.
 
     Raises:

@@ -20,8 +20,8 @@ from timm_devnet import split_frozen
 
 from .config import Config
 from .data import Images, Normalize, count_workers, leave_signals_to_parent
+from .files import sync
 from .metrics import split_output
-from .run_folder import sync
 
 # numpy has no bfloat16: its bits are kept as another type of two bytes.
 STORED_AS = {torch.bfloat16: torch.int16}
@@ -53,7 +53,7 @@ class FeatureViews(Dataset):
         return len(self.images)
 
     def __getitems__(self, keys: Sequence[Key]) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Read a batch: features, each of shape (N, ...), class indices (N,), indices of the images (N,)."""
+        """Read a batch: features, each of shape (N, ...), targets (N, ...), indices of the images (N,)."""
         view = keys[0][0] % self.views
         if any(epoch % self.views != view for epoch, _ in keys):
             raise ValueError(f'a batch is of one epoch; given {sorted({epoch for epoch, _ in keys})}')
@@ -155,7 +155,7 @@ class Features:
         """What one image's row looks like: its features and its target, each (1, ...)."""
         pixels, target, _ = views.images[0, int(views.indices[0])]
         features = [value.to(views.kept_dtype(value)) for value in self(pixels.expand(2, *pixels.shape))]
-        return [*(value[:1].cpu() for value in features), torch.tensor([target])]
+        return [*(value[:1].cpu() for value in features), torch.as_tensor(target)[None]]
 
     def fill(self, root: Path, stop: Callable[[], bool]) -> bool:
         """Compute what is not there yet. Every process calls this and computes its share.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import sys
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -32,11 +33,11 @@ from tqdm import tqdm
 from . import networks
 from .config import Config
 from .devices import cache_folder
-from .run_folder import sync
-from .sources import Source, Stream, StreamedImage, is_streamed, stamp_of
-from .sources.splits import number_targets
+from .files import sync
+from .sources import Source, Stream, StreamedImage, Target, is_streamed, stamp_of
+from .sources.splits import number_label_lists, number_targets
 
-FORMAT = 1
+FORMAT = 2
 PIXELS, INDEX, FACTS = 'pixels.bin', 'index.npz', 'facts.json'
 # Images that each thread decodes before what they did is written.
 CHUNK_PER_THREAD = 16
@@ -59,7 +60,8 @@ class KeptImages:
         self.side = int(json.loads((path / FACTS).read_text())['side'])
         with np.load(path / INDEX, allow_pickle=False) as index:
             self.readable, self.checksums = index['readable'], index['checksums']
-            self.names, self.labels = index['names'], index['labels']
+            self.names = index['names']
+            self._labels, self._ends = index['labels'], index['label_counts'].cumsum()
         expected, found = len(self.readable) * self.image_bytes, (path / PIXELS).stat().st_size
         if found != expected:
             raise ValueError(f'{path / PIXELS} has {found} bytes and should have {expected}')
@@ -72,6 +74,12 @@ class KeptImages:
 
     def __len__(self) -> int:
         return len(self.readable)
+
+    def label_lists(self) -> list[list[int | str]]:
+        """List the labels of each image as the stream gave them."""
+        labels = self._labels.tolist()
+        starts = [0, *self._ends.tolist()]
+        return [labels[start:end] for start, end in itertools.pairwise(starts)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_pixels': None, '_checked': None}
@@ -121,7 +129,12 @@ class StreamedSource:
 
     def __init__(self, kept: KeptImages, stream: Stream):
         self.kept = kept
-        self.targets, self.classes = number_targets(kept.labels.tolist(), stream.names, stream.what)
+        self.targets: Sequence[Target]
+        lists = kept.label_lists()
+        if stream.multi_label:
+            self.targets, self.classes = number_label_lists(lists, stream.names, stream.what)
+        else:
+            self.targets, self.classes = number_targets([label for [label] in lists], stream.names, stream.what)
 
     def name(self, index: int) -> str:
         return str(self.kept.names[index])
@@ -274,6 +287,7 @@ class ImageCache:
         checksums: list[int] = []
         names: list[str] = []
         labels: list[int | str] = []
+        label_counts: list[int] = []
         left = iter(images)
         with (
             open(folder / PIXELS, 'wb') as file,
@@ -282,13 +296,18 @@ class ImageCache:
         ):
             while chunk := list(islice(left, CHUNK_PER_THREAD * threads)):
                 for image, pixels in zip(chunk, pool.map(self.decode, chunk), strict=True):
-                    if not isinstance(image.label, (int, str)):
-                        raise ValueError(f'{label}: an image needs one label, but {image.name} has {image.label!r}')
+                    if not isinstance(image.label, (int, str, tuple)):
+                        raise ValueError(
+                            f'{label}: an image needs one label, or with --multi-label a list, but {image.name} has '
+                            f'{image.label!r}'
+                        )
                     file.write(blank if pixels is None else pixels)
                     readable.append(pixels is not None)
                     checksums.append(zlib.crc32(blank if pixels is None else pixels))
                     names.append(image.name)
-                    labels.append(image.label)
+                    several = image.label if isinstance(image.label, tuple) else (image.label,)
+                    labels += several
+                    label_counts.append(len(several))
                 bar.update(len(chunk))
         if not readable:
             raise ValueError(f'{label} has no images')
@@ -298,6 +317,7 @@ class ImageCache:
             checksums=np.array(checksums, dtype=np.uint32),
             names=np.array(names),
             labels=np.array(labels),
+            label_counts=np.array(label_counts, dtype=np.int64),
         )
         facts = {'format': FORMAT, 'side': self.side, 'interpolation': self.interpolation, 'images': len(readable)}
         (folder / FACTS).write_text(json.dumps({**facts, 'of': label, 'pillow': PIL.__version__}, indent=2) + '\n')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .blocks import BlockNorms
-from .data import UNREADABLE
+from .data import UNREADABLE, is_readable
 from .sources import Source
+
+if TYPE_CHECKING:
+    from .tasks import Task
 
 Output = Tensor | tuple[Tensor, list[Tensor]]
 
@@ -41,22 +44,53 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
     return total / is_readable.sum().clamp(min=1)
 
 
-def objective(output: Output, targets: Tensor, smoothing: float, block_loss: float) -> Tensor:
+def objective(output: Output, targets: Tensor, smoothing: float, block_loss: float, task: Task) -> Tensor:
     """Compute what training lowers: the network's loss, and `block_loss` times the mean loss of its blocks."""
     logits, blocks = split_output(output)
-    loss = cross_entropy(logits, targets, smoothing)
+    loss = task.loss(logits, targets, smoothing)
     if blocks:
-        loss = loss + block_loss * torch.stack([cross_entropy(block, targets, smoothing) for block in blocks]).mean()
+        loss = loss + block_loss * torch.stack([task.loss(block, targets, smoothing) for block in blocks]).mean()
     return loss
 
 
-class Tally:
-    """Running sums of loss and hits. They stay on the device: reading them is what waits for it."""
+class MeanLoss:
+    """Running sums of the loss. They stay on the device: reading them is what waits for it."""
 
-    columns = ('loss', 'top1', 'top5', 'count')
+    columns: tuple[str, ...] = ('loss', 'count')
+    """The sums; the last is of readable images."""
+    told: tuple[str, ...] = ('loss',)
+    """What is told of training."""
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(len(self.columns), dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Add one batch; `loss` is its mean over the readable images."""
+        count = is_readable(targets).sum()
+        self.sums += torch.stack([loss.detach() * count, count]).double()
+
+    def read(self, accelerator: Accelerator | None = None) -> dict[str, float]:
+        """Average; over all processes when their accelerator is given."""
+        loss, count = self.total(accelerator)
+        return {'loss': loss / max(count, 1.0)}
+
+    def total(self, accelerator: Accelerator | None = None) -> list[float]:
+        """List the sums; over all processes when their accelerator is given."""
+        return (self.sums if accelerator is None else accelerator.reduce(self.sums, 'sum')).tolist()
+
+    def since(self, sums: Tensor) -> MeanLoss:
+        """What was added since the sums were these."""
+        later = type(self)(self.sums.device)
+        later.sums = self.sums - sums
+        return later
+
+
+class Tally(MeanLoss):
+    """Running sums of loss and hits, where an image has one class."""
+
+    columns = ('loss', 'top1', 'top5', 'count')
+    told = ('loss', 'top1')
 
     @torch.no_grad()
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
@@ -69,8 +103,7 @@ class Tally:
 
     def read(self, accelerator: Accelerator | None = None) -> dict[str, float]:
         """Average: loss, top1 and top5 in percent; over all processes when their accelerator is given."""
-        sums = self.sums if accelerator is None else accelerator.reduce(self.sums, 'sum')
-        loss, top1, top5, count = sums.tolist()
+        loss, top1, top5, count = self.total(accelerator)
         count = max(count, 1.0)
         return {'loss': loss / count, 'top1': 100 * top1 / count, 'top5': 100 * top5 / count}
 
@@ -83,7 +116,7 @@ class BadImages:
         self.flags = torch.zeros(len(source.targets), dtype=torch.int32, device=device)
 
     def add(self, targets: Tensor, indices: Tensor) -> None:
-        self.flags[indices] |= (targets == UNREADABLE).int()
+        self.flags[indices] |= (~is_readable(targets)).int()
 
     def names(self, accelerator: Accelerator) -> list[str]:
         """List their names, over all processes; this waits for the device."""
@@ -111,22 +144,24 @@ def evaluate(
     bad_images: BadImages,
     inputs_of: Callable[[Any], tuple[Tensor, ...]],
     block_norms: BlockNorms,
+    task: Task,
 ) -> dict[str, float]:
     """Measure a network over all readable images.
 
     Args:
         accelerator: Joins the processes.
         model: The network, as prepared.
-        batches: Of images, with their class indices and image indices.
+        batches: Of images, with their targets and image indices.
         bad_images: Takes note of unreadable ones.
         inputs_of: Makes what the network reads of a batch.
         block_norms: Sees the blocks' activations.
+        task: Says what is measured.
 
     Returns:
-        loss, top1 and top5 in percent, and norm_NAME for each block whose activations `block_norms` saw.
+        What the task measures, as in `Task.measured`, and norm_NAME for each block whose activations `block_norms` saw.
     """
     model.eval()
-    tally = Tally(accelerator.device)
+    tally = task.evaluation_tally(accelerator.device)
     norm_sums = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     for batch, targets, indices in batches:
         with accelerator.autocast():  # a moving average of the weights is no prepared network
@@ -137,9 +172,9 @@ def evaluate(
             (logits.float(), targets, indices, *([] if norms is None else [norms]))
         )
         bad_images.add(targets, indices)
-        tally.add(cross_entropy(logits, targets), logits, targets)
+        tally.add(task.loss(logits, targets), logits, targets)
         for norms in found:
-            norm_sums = norm_sums + (norms.double() * (targets != UNREADABLE)[:, None]).sum(0)
+            norm_sums = norm_sums + (norms.double() * is_readable(targets)[:, None]).sum(0)
     count = tally.sums[-1].clamp(min=1)
     means = (norm_sums / count).tolist() if norm_sums.ndim else []
     return {**tally.read(), **{f'norm_{name}': mean for name, mean in zip(block_norms.names, means, strict=False)}}

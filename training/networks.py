@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import timm_devnet
 from timm_devnet import delta
-from timm_devnet.packages import lite_package, packaged_weights
+from timm_devnet.packages import PACKAGE_LICENSE, lite_package, packaged_weights
 
 from .config import Config
 from .data import InputFormat
@@ -183,6 +183,7 @@ def describe_base(config: Config, model: nn.Module, origin: str) -> dict[str, st
         return None
     cfg: dict[str, Any] = vars(model)['pretrained_cfg']
     is_file = config.pretrained_path is not None or cfg.get('source') == 'local-dir'
+    license = PACKAGE_LICENSE if origin == f'the package {lite_package(config.model)}' else cfg.get('license')
     base = delta.base_of(model, is_local=origin != HUB)
     if origin == HUB and not cfg.get('hf_hub_id'):
         origin = cfg.get('file') or str(cfg.get('url'))
@@ -190,7 +191,7 @@ def describe_base(config: Config, model: nn.Module, origin: str) -> dict[str, st
         'model': base.model if base else None,
         'revision': base.revision if base else None,
         'tensors': base.tensors if base else delta.digest(delta.first_tensors(model), ()),
-        'license': None if is_file else cfg.get('license'),
+        'license': None if is_file else license,
         'origin': origin,
     }
 

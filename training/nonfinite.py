@@ -122,8 +122,11 @@ class LossWatch:
     def look_at_weights(self, accelerator: Accelerator) -> list[str]:
         """Describe the batches of the newest update if a weight or buffer is not finite after it."""
         tensors = [own_part(tensor) for tensor in self.network.state_dict().values() if tensor.is_floating_point()]
-        is_bad = ~torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
-        if not accelerator.reduce(is_bad.float(), 'sum').item():
+        # A sum shows it without a copy of the tensor; one that is too large for its type is looked at again.
+        sums_are_finite = torch.stack([tensor.sum().isfinite() for tensor in tensors]).tolist()
+        suspects = [tensor for tensor, is_finite in zip(tensors, sums_are_finite, strict=True) if not is_finite]
+        is_bad = torch.tensor(float(any(not tensor.isfinite().all() for tensor in suspects)), device=accelerator.device)
+        if not accelerator.reduce(is_bad, 'sum').item():
             return []
         return gather_object([self.describe(b, accelerator, 'weights not finite, ') for b in self.update_batches])
 

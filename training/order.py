@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from .config import Config
-from .sources import Source, choose_per_class, describe_split_files
+from .sources import Source, Target, choose_per_class, describe_split_files
 
 if TYPE_CHECKING:
     from .data import InputFormat
@@ -72,7 +72,9 @@ class BalancedOrder(EpochOrder):
         turn_step: Added to the epoch in the key each time an image comes up again; more than any run has epochs.
     """
 
-    def __init__(self, indices: np.ndarray, seed: int, update_size: int, targets: list[int], turn_step: int = 1 << 32):
+    def __init__(
+        self, indices: np.ndarray, seed: int, update_size: int, targets: Sequence[Target], turn_step: int = 1 << 32
+    ):
         super().__init__(indices, seed, update_size)
         self.turn_step = turn_step
         labels = np.asarray(targets)[indices]

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,9 +17,14 @@ from torch.utils.data import DataLoader
 
 from .blocks import Block, describe_blocks
 from .data import UNREADABLE, Normalize
+from .measures import TOP1, Measure
 from .metrics import split_output
 from .networks import BlockAnswers
 from .sources import Source
+
+if TYPE_CHECKING:
+    from .label_predictions import LabelPredictions
+    from .tasks import Task
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,40 @@ class Predictions:
     unreadable: np.ndarray
     """Indices of images left out because they could not be read."""
 
+    measure: ClassVar[Measure] = TOP1
+
+    @classmethod
+    def of_answers(cls, whole: Tensor, real: Tensor, classes: list[str], blocks: list[Block]) -> Predictions:
+        """Put together what `answer` kept of all images.
+
+        Args:
+            whole, real: As there.
+            classes: Name of each output.
+            blocks: Those that answered alone.
+        """
+        numbers, shares = whole.numpy(), real.numpy()
+        is_known = numbers[:, 1] != UNREADABLE
+        indices, targets, predicted, in_top5, *alone = numbers[is_known].T
+        return cls(
+            classes=classes,
+            indices=indices,
+            targets=targets,
+            predicted=predicted,
+            probability=shares[is_known, 0],
+            true_probability=shares[is_known, 1],
+            loss=shares[is_known, 2],
+            is_in_top5=in_top5.astype(bool),
+            blocks=list(zip(blocks, alone, strict=True)),
+            unreadable=numbers[~is_known, 0],
+        )
+
     @property
     def is_right(self) -> np.ndarray:
         return self.predicted == self.targets
+
+    def block_results(self) -> list[tuple[Block, float]]:
+        """List each block and the top-1 of its own answers, in percent."""
+        return [(block, 100 * float((predicted == self.targets).mean())) for block, predicted in self.blocks]
 
     def per_class(self) -> list[tuple[int, int, float]]:
         """List each class that has images: its number, how many images, top-1 in percent."""
@@ -120,45 +156,31 @@ def predict(
     loader: DataLoader,
     classes: Sequence[str],
     normalize: Normalize,
-) -> Predictions:
+    task: Task,
+) -> Predictions | LabelPredictions:
     """Ask a network about every image of a split; every process calls this, and each gets all answers.
 
     Args:
         accelerator: Joins the processes; the precision is its.
         network: As timm made it, on the accelerator's device.
-        loader: Gives images, class numbers and indices, shared among the processes.
+        loader: Gives images, targets and indices, shared among the processes.
         classes: Their names.
         normalize: Makes what the network reads of pixels.
+        task: Says what is kept of the answers.
     """
     network.eval()
     blocks = describe_blocks(network)
     model = BlockAnswers(network) if len(blocks) > 1 else network
     # They stay on the device until the end, so that no batch waits for another.
-    whole: list[Tensor] = []
-    real: list[Tensor] = []
+    kept: list[tuple[Tensor, ...]] = []
     for pixels, targets, indices in loader:
         with accelerator.autocast():
             output = model(normalize(pixels))
-        answers = answer(*split_output(output), targets, indices)
-        for kept, part in zip((whole, real), accelerator.gather_for_metrics(answers), strict=True):
-            kept.append(part)
-    numbers, shares = torch.cat(whole).cpu().numpy(), torch.cat(real).cpu().numpy()
-    order = np.argsort(numbers[:, 0], kind='stable')
-    is_readable = numbers[order, 1] != UNREADABLE
-    unreadable, order = numbers[order[~is_readable], 0], order[is_readable]
-    indices, targets, predicted, in_top5, *alone = numbers[order].T
-    return Predictions(
-        classes=name_outputs(classes, network.num_classes),
-        indices=indices,
-        targets=targets,
-        predicted=predicted,
-        probability=shares[order, 0],
-        true_probability=shares[order, 1],
-        loss=shares[order, 2],
-        is_in_top5=in_top5.astype(bool),
-        blocks=list(zip(blocks, alone, strict=True)) if alone else [],
-        unreadable=unreadable,
-    )
+        kept.append(accelerator.gather_for_metrics(task.answer(*split_output(output), targets, indices)))
+    answers = [torch.cat(parts).cpu() for parts in zip(*kept, strict=True)]
+    order = answers[0][:, 0].argsort(stable=True)
+    names = name_outputs(classes, network.num_classes)
+    return task.predictions([part[order] for part in answers], names, blocks if len(blocks) > 1 else [])
 
 
 def answer(logits: Tensor, block_logits: list[Tensor], targets: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from .metrics import Tally
+from .measures import measure_of, phrase
+from .metrics import MeanLoss
+
+Row = TypeVar('Row', bound=Mapping[str, Any])
 
 
 @dataclass
@@ -42,13 +46,17 @@ class Progress:
         self.train_s, self.epoch_s = self.train_s + passed_s, self.epoch_s + passed_s
 
     def finish_epoch(
-        self, train: dict[str, float], val: dict[str, float], images: int, further: dict[str, float] | None = None
+        self,
+        train: Mapping[str, float | None],
+        val: Mapping[str, float | None],
+        images: int,
+        further: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
         """Go on to the next epoch.
 
         Args:
-            train: Means over the epoch: loss, and top1 in percent.
-            val: Of the evaluation: loss, top1 and perhaps top5 in percent; empty if there was none.
+            train: Means over the epoch, by name.
+            val: Of the evaluation; None for what was not measured.
             images: Trained on in the epoch.
             further: Columns to add: learning rates, norms of blocks, their scales.
 
@@ -59,11 +67,8 @@ class Progress:
         self.elapsed_s += self.epoch_s
         row = {
             'epoch': self.epoch,
-            'train_loss': train['loss'],
-            'train_top1': train['top1'],
-            'val_loss': val.get('loss'),
-            'val_top1': val.get('top1'),
-            'val_top5': val.get('top5'),
+            **{f'train_{name}': value for name, value in train.items()},
+            **{f'val_{name}': value for name, value in val.items()},
             'images_per_s': round(images / self.train_s, 1),
             'elapsed_s': round(self.elapsed_s, 1),
             'skipped_updates': self.skipped,
@@ -75,16 +80,22 @@ class Progress:
         return row
 
     def best(self) -> dict[str, Any] | None:
-        """Find the evaluated epoch with the highest validation top-1, the first of equals."""
-        evaluated = [row for row in self.history if row['val_top1'] is not None]
-        return max(evaluated, key=lambda row: row['val_top1'], default=None)
+        """Find the best evaluated epoch by what its task compares them by, the first of equals."""
+        return best_row(self.history)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
+def best_row(history: Sequence[Row]) -> Row | None:
+    """Find the epoch whose weights are the best ones: the highest validation top-1 or mAP, the first of equals."""
+    evaluated = [(row[measure_of(row).column], row) for row in history]
+    measured = [(value, row) for value, row in evaluated if value is not None]
+    return max(measured, key=lambda pair: pair[0], default=(None, None))[1]
+
+
 class LiveLine:
-    """The line that moves on a terminal: epoch, step, loss, top-1, images/s, time left.
+    """The line that moves on a terminal: epoch, step, loss, top-1 where there is one, images/s, time left.
 
     Where nobody looks (other processes, or no terminal) it shows nothing.
     """
@@ -104,14 +115,13 @@ class LiveLine:
     def advance(self) -> None:
         self.bar.update(self.update_size)
 
-    def show(self, epoch: int, update: int, tally: Tally) -> None:
+    def show(self, epoch: int, update: int, tally: MeanLoss) -> None:
         """Renew the numbers; this waits for the device, so it is called now and then only."""
         if not self.bar.disable:
             metrics = tally.read()
             self.bar.set_description(f'epoch {epoch + 1}/{self.epochs}', refresh=False)
-            self.bar.set_postfix_str(
-                f'step {update}/{self.updates}, loss {metrics["loss"]:.3f}, top-1 {metrics["top1"]:.1f} %'
-            )
+            told = phrase({name: metrics[name] for name in tally.told}, digits=1)
+            self.bar.set_postfix_str(f'step {update}/{self.updates}, {told}')
 
     def write(self, text: str) -> None:
         """Print above the line, on the main process."""
@@ -125,13 +135,12 @@ class LiveLine:
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
     """Write one epoch's metrics as a line."""
-    line = (
-        f'epoch {row["epoch"]}/{epochs}: loss {row["train_loss"]:.4f}, top-1 {row["train_top1"]:.2f} % '
-        f'at {row["images_per_s"]:.0f} images/s'
+    train, val = (
+        phrase({name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)})
+        for prefix in ('train_', 'val_')
     )
-    if row['val_top1'] is not None:
-        line += f'; validation loss {row["val_loss"]:.4f}, top-1 {row["val_top1"]:.2f} %'
-        line += f', top-5 {row["val_top5"]:.2f} %' if row['val_top5'] is not None else ''
+    line = f'epoch {row["epoch"]}/{epochs}: {train} at {row["images_per_s"]:.0f} images/s'
+    line += f'; validation {val}' if val else ''
     if row['skipped_updates']:
         line += f'; {row["skipped_updates"]} updates skipped, their loss or gradient was not finite'
     return line

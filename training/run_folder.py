@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import datetime
 import importlib.metadata
 import io
 import itertools
 import json
-import os
 import platform
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,53 +24,18 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from .config import Config
 from .data import InputFormat
+from .files import replace_file, replace_text
+from .measures import WORDS, measure_of
 from .sources import Source, fingerprint
+from .tensor_files import write_tensors
 
 # Where the images are listed whose loss was not finite.
 NONFINITE = 'nonfinite.txt'
-
-
-def sync(path: Path) -> None:
-    """Make the system put a file or folder on the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace a file at one stroke: whoever opens it, even after a crash, finds the old one or the new one, whole.
-
-    Args:
-        path: The file.
-        write: Writes its new contents to the path it is given.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.unfinished')
-    try:
-        write(unfinished)
-        sync(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    if os.name == 'posix':
-        sync(path.parent)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a text file at one stroke."""
-
-    def write(unfinished: Path) -> None:
-        unfinished.write_bytes(text.encode())
-
-    replace_file(path, write)
 
 
 def checkpoints(state: Path) -> list[Path]:
@@ -193,31 +159,44 @@ class RunFolder:
 
     def write_weights(
         self,
-        name: str,
         model: nn.Module,
         weights: dict[str, Tensor],
         classes: list[str],
         input_format: InputFormat,
         config: Config,
+        is_best: bool,
     ) -> None:
-        """Write a network in timm's own layout; the configuration goes along inside the weights' metadata.
+        """Write a network to last/ in timm's own layout, and also to best/ if it is the best so far.
 
-        The weights are given besides the network, which may hold only this process's part of them.
-        timm's save_for_hf would write both files in place, keep num_classes among the model's arguments (which
-        transformers then passes twice), and refuse channels-last tensors, as safetensors does.
+        The configuration goes along inside the weights' metadata. The weights are given besides the network, which may
+        hold only this process's part of them.
+        timm's save_for_hf would write both files in place and refuse channels-last tensors, as safetensors does.
         """
-        described = {'label_names': classes, 'pretrained_cfg': input_format.timm_config()}
-
-        def write_config(path: Path) -> None:
-            save_config_for_hf(model, str(path), model_config=described)
-            contents = json.loads(path.read_text())
-            contents.get('model_args', {}).pop('num_classes', None)
-            path.write_text(json.dumps(contents, indent=2) + '\n')
-
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
+        last, best = self.path / 'last', self.path / 'best'
+        described: dict[str, Any] = {'label_names': classes, 'pretrained_cfg': input_format.timm_config()}
+        if config.multi_label:
+            described['problem_type'] = 'multi_label_classification'  # for transformers; timm passes over it
+        replace_file(last / 'config.json', lambda path: write_config(path, model, described))
         metadata = {'format': 'pt', 'config': config.to_json()}
-        replace_file(self.path / name / 'config.json', write_config)
-        replace_file(self.path / name / 'model.safetensors', lambda path: save_file(tensors, path, metadata))
+        replace_file(last / 'model.safetensors', lambda path: write_tensors(path, weights, metadata))
+        for name in ('config.json', 'model.safetensors') if is_best else ():
+            replace_file(best / name, partial(shutil.copyfile, last / name))
+
+
+def write_config(path: Path, model: nn.Module, described: dict[str, Any]) -> None:
+    """Describe a network in timm's own config.json.
+
+    timm would keep num_classes among the model's arguments, which transformers then passes twice.
+
+    Args:
+        path: The file.
+        model: As timm made it.
+        described: What timm does not know of it: label_names, pretrained_cfg where it differs from the network's own.
+    """
+    save_config_for_hf(model, str(path), model_config=described)
+    contents = json.loads(path.read_text())
+    contents.get('model_args', {}).pop('num_classes', None)
+    path.write_text(json.dumps(contents, indent=2) + '\n')
 
 
 def describe_run(config: Config, sources: dict[str, Source], train_images: int) -> dict[str, Any]:
@@ -234,6 +213,7 @@ def describe_run(config: Config, sources: dict[str, Source], train_images: int) 
             **({'split_files': split_files} if any(split_files.values()) else {}),
         },
         'command': shlex.join(sys.argv),
+        'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         'versions': {name: installed_version(name) for name in ('timm-devnet', 'timm', 'torch', 'accelerate')},
         'python': platform.python_version(),
     }
@@ -281,7 +261,7 @@ def make_folder(config: Config, accelerator: Accelerator) -> RunFolder:
 def find_folder(config: Config, accelerator: Accelerator) -> RunFolder | None:
     """Find the run to go on with: the folder given, or for auto the newest of this name that has a checkpoint.
 
-    For auto all processes get what the main one finds: a shared disk is not the same everywhere at once.
+    All processes get what the main one finds: a shared disk is not the same everywhere at once.
 
     Raises:
         ValueError: The folder given has no checkpoint.
@@ -293,19 +273,23 @@ def find_folder(config: Config, accelerator: Accelerator) -> RunFolder | None:
         path = broadcast_object_list([resumable[-1] if resumable else None])[0]
         return None if path is None else RunFolder(path)
     folder = RunFolder(Path(config.resume))
-    if not checkpoints(folder.state):
+    if not broadcast_object_list([bool(checkpoints(folder.state))])[0]:
         raise ValueError(f'--resume {config.resume} has no checkpoint: give a run folder with some in state/, or auto')
     return folder
 
 
 def draw_curves(history: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Draw loss and top-1 of training and validation over the epochs."""
+    """Draw loss and top-1, or mAP, of training and validation over the epochs."""
     figure = Figure(figsize=(10, 4), dpi=120, layout='constrained')
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     panels = figure.subplots(1, 2)
-    for axes, key, label in zip(panels, ('loss', 'top1'), ('cross-entropy', 'top-1 (%)'), strict=True):
+    measure = measure_of(history[-1])
+    labels = (measure.loss, f'{WORDS[measure.name]} (%)')
+    for axes, key, label in zip(panels, ('loss', measure.name), labels, strict=True):
         for split, color in (('train', 'tab:blue'), ('val', 'tab:orange')):
+            if all(f'{split}_{key}' not in row for row in history):
+                continue
             rows = [row for row in history if row[f'{split}_{key}'] is not None]
             axes.plot(
                 [row['epoch'] for row in rows],

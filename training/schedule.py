@@ -36,7 +36,9 @@ def create_groups(config: Config, network: nn.Module, regime: str) -> list[dict[
     return list(split.values())
 
 
-def create_optimizer(config: Config, groups: list[dict], is_spread: bool = False) -> Optimizer:
+def create_optimizer(
+    config: Config, groups: list[dict], is_spread: bool = False, has_scaler: bool = False
+) -> Optimizer:
     """Make timm's optimizer for parameter groups that were made before anything wraps the network.
 
     Where torch can update all parameters in one kernel, it does: on a CPU, too, that is faster.
@@ -45,8 +47,11 @@ def create_optimizer(config: Config, groups: list[dict], is_spread: bool = False
         config: Of the run.
         groups: What learns.
         is_spread: Whether parameters will be spread over processes, for which torch has not all of these kernels.
+        has_scaler: Whether gradients are scaled, as for fp16. If its first gradients are infinite, which is usual then,
+            torch's fused SGD skips the step and goes on with a momentum that it has given no value.
     """
-    can_fuse = get_optimizer_class(config.opt, bind_defaults=False) in (SGD, Adam, AdamW) and not is_spread
+    kind = get_optimizer_class(config.opt, bind_defaults=False)
+    can_fuse = not is_spread and (kind in (Adam, AdamW) or (kind is SGD and not has_scaler))
     options = {'fused': True if can_fuse else None, 'eps': config.opt_eps, 'betas': config.opt_betas}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     return create_optimizer_v2(

@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from . import devices, networks, sharding, trackers
 from .augmentation import BatchAugmentation
@@ -23,13 +23,14 @@ from .data import InputFormat, Normalize, create_images, create_loaders
 from .faults import Fault, shared_writing
 from .features import Features
 from .image_cache import open_cache
-from .metrics import BadImages, Tally, objective
+from .metrics import BadImages, MeanLoss, objective
 from .nonfinite import LossWatch
 from .order import EpochOrder, create_order
 from .progress import Progress
 from .run_folder import RunFolder, describe_run
 from .schedule import create_groups, create_optimizer, create_schedule
 from .sources import Source, load_sources
+from .tasks import Task, choose_task
 from .thaw import Thawing, check_thaws
 from .tuning import LAYOUTS, choose_memory_format
 
@@ -41,6 +42,7 @@ class Session:
     config: Config
     accelerator: Accelerator
     sources: dict[str, Source]
+    task: Task
     input_format: InputFormat
     network: nn.Module
     """As timm made it."""
@@ -54,7 +56,7 @@ class Session:
     order: EpochOrder
     epochs: int
     bad_images: dict[str, BadImages]
-    tally: Tally
+    tally: MeanLoss
     progress: Progress
     normalize: Normalize
     features: Features | None
@@ -95,6 +97,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     sources = load_sources(config, open_cache(config, accelerator.print))
     set_seed(config.seed)
     num_classes = networks.count_classes(config, sources['train'].classes)
+    task = choose_task(config.multi_label, num_classes)
     network, origin = networks.build_network(config, num_classes)
     base = {'base': networks.describe_base(config, network, origin)} if accelerator.is_main_process else {}
     input_format = networks.input_format(network, config.img_size)
@@ -109,9 +112,10 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     memory_format = LAYOUTS[config.memory_format]
     network = network.to(accelerator.device).to(memory_format=sharding.weights_format(accelerator, memory_format))
     normalize = Normalize(input_format.mean, input_format.std, memory_format).to(accelerator.device)
-    images = create_images(config, sources, input_format)
+    images = create_images(config, sources, input_format, task)
     order = create_order(config, sources, accelerator.num_processes)
-    optimizer = create_optimizer(config, groups, sharding.is_spread(accelerator))
+    has_scaler = accelerator.scaler is not None
+    optimizer = create_optimizer(config, groups, sharding.is_spread(accelerator), has_scaler)
     accelerator.print(f'{networks.describe(config, network, config.regime)}, weights from {origin}')
     accelerator.print(order.describe(sources, input_format))
     features = None
@@ -130,6 +134,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         config=config,
         accelerator=accelerator,
         sources=sources,
+        task=task,
         input_format=input_format,
         network=network,
         base=base,
@@ -141,11 +146,11 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         order=order,
         epochs=config.epochs,
         bad_images={split: BadImages(split, source, accelerator.device) for split, source in sources.items()},
-        tally=Tally(accelerator.device),
+        tally=task.training_tally(accelerator.device),
         progress=Progress(),
         normalize=normalize,
         features=features,
-        augment=BatchAugmentation(config, num_classes, accelerator.process_index),
+        augment=BatchAugmentation(config, num_classes, accelerator.process_index, task),
         thawing=Thawing(config, network, prepared_optimizer),
         ema=ema,
         curves=trackers.Curves(accelerator, order.update_size),
@@ -160,13 +165,14 @@ def settle(session: Session) -> None:
     """Let several processes add up in the same order from the first update on."""
     device, side = session.accelerator.device, session.input_format.img_size
     pixels = torch.zeros(2, side, side, 3, dtype=torch.uint8, device=device)
-    targets = torch.zeros(2, dtype=torch.long, device=device)
+    task = session.task
+    targets = default_collate([task.encode(task.blank)] * 2).to(device)
 
     def make_inputs() -> tuple[Tensor, ...]:
         return (session.normalize(pixels),) if session.features is None else session.features(pixels)
 
     devices.settle_gradient_buckets(
-        session.accelerator, session.model, make_inputs, lambda output: objective(output, targets, 0.0, 1.0)
+        session.accelerator, session.model, make_inputs, lambda output: objective(output, targets, 0.0, 1.0, task)
     )
 
 

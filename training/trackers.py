@@ -16,7 +16,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
 from .config import Config
-from .metrics import Tally
+from .metrics import MeanLoss
 from .run_folder import RunFolder
 
 KNOWN = tuple(str(kind) for kind in LoggerType if kind != LoggerType.ALL)
@@ -112,12 +112,12 @@ class Curves:
         self.since = time.monotonic()
         self.step = 0
 
-    def begin_epoch(self, step: int, tally: Tally) -> None:
+    def begin_epoch(self, step: int, tally: MeanLoss) -> None:
         """Count from here on: evaluation and saving before it are no part of the images per second."""
         self.sums, self.since, self.step = tally.sums.clone(), time.monotonic(), step
 
-    def add_step(self, step: int, tally: Tally, rates: dict[str, float]) -> None:
-        """Send loss and top-1 of the main process's images since the last time, images/s and learning rates.
+    def add_step(self, step: int, tally: MeanLoss, rates: dict[str, float]) -> None:
+        """Send loss, top-1 where there is one, images/s and rates, for the main process's images since the last time.
 
         This waits for the device, so it is called now and then only.
 
@@ -129,10 +129,8 @@ class Curves:
         if not self.accelerator.trackers:
             return
         assert self.sums is not None, 'an epoch has begun'
-        since = Tally(tally.sums.device)
-        since.sums = tally.sums - self.sums
-        metrics, now = since.read(), time.monotonic()
-        values = {'step/loss': metrics['loss'], 'step/top1': metrics['top1']}
+        metrics, now = tally.since(self.sums).read(), time.monotonic()
+        values = {f'step/{name}': metrics[name] for name in tally.told}
         values['step/images_per_s'] = (step - self.step) * self.update_size / max(now - self.since, 1e-9)
         self.accelerator.log({**values, **{f'lr/{name}': rate for name, rate in rates.items()}}, step=step)
         self.sums, self.since, self.step = tally.sums.clone(), now, step

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import platform
 import time
@@ -12,19 +11,19 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 
 from .config import Config, MemoryFormat
-from .devices import cache_folder
+from .devices import cache_folder, return_freed_memory
+from .files import replace_text
 from .metrics import split_output
-from .run_folder import replace_text
 
 # Images in a measured batch at most: which layout is faster hardly depends on it, and a step of VGG16 takes seconds.
 MEASURED_BATCH = 8
 ROUNDS = 3
 LAYOUTS: dict[MemoryFormat, torch.memory_format] = {
-    'channels_last': torch.channels_last,
     'contiguous_format': torch.contiguous_format,
+    'channels_last': torch.channels_last,
 }
 
 
@@ -35,7 +34,7 @@ def choose_memory_format(config: Config, learner: nn.Module, img_size: int, acce
 
     Args:
         config: Of the run.
-        learner: The network as it will be trained; it is left as it is.
+        learner: The network as it will be trained; measuring moves it to the device and leaves it in either layout.
         img_size: Side of its images.
         accelerator: The main process measures, the others follow.
     """
@@ -47,6 +46,7 @@ def choose_memory_format(config: Config, learner: nn.Module, img_size: int, acce
         known = read_choices(path)
         if key not in known:
             seconds = measure(learner, min(config.batch_size, MEASURED_BATCH), img_size, accelerator)
+            return_freed_memory()  # what one network left behind in two layouts
             faster, slower = sorted(seconds, key=lambda name: seconds[name])
             known[key] = faster
             with suppress(OSError):  # a read-only home is no reason not to train
@@ -89,31 +89,56 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+class TimedStep(nn.Module):
+    """Forward and backward of a network, as one call: with gradient checkpointing the backward runs layers again."""
+
+    def __init__(self, network: nn.Module, accelerator: Accelerator):
+        super().__init__()
+        self.network, self.accelerator = network, accelerator
+
+    def forward(self, images: Tensor) -> None:
+        """Leave gradients in the parameters, of any loss."""
+        with self.accelerator.autocast():
+            logits, blocks = split_output(self.network(images))
+            loss = torch.stack([answer.float().square().mean() for answer in (logits, *blocks)]).sum()
+        loss.backward()
+
+
 def measure(learner: nn.Module, batch_size: int, img_size: int, accelerator: Accelerator) -> dict[MemoryFormat, float]:
-    """Time forward and backward of copies of a network in both layouts, in turn.
+    """Time forward and backward of a network, first in one layout, then in the other.
+
+    The network itself is laid out so: a copy, or going to and fro, would decide how much memory a run takes. Afterwards
+    it is as it was, but for its device and its layout.
 
     Returns:
         The shortest time of each, in seconds.
     """
     device = accelerator.device
-    copies = {
-        name: copy.deepcopy(learner).to(device).to(memory_format=layout).train() for name, layout in LAYOUTS.items()
-    }
-    seconds = dict.fromkeys(copies, float('inf'))
+    modes = [(module, module.training) for module in learner.modules()]
+    step = TimedStep(learner.to(device), accelerator).train()
+    buffers = {name: buffer.clone() for name, buffer in step.named_buffers()}  # statistics of batch norms change
     images = torch.randn(batch_size, 3, img_size, img_size, generator=torch.Generator().manual_seed(0)).to(device)
-    with torch.random.fork_rng():
-        for turn in range(1 + ROUNDS):
-            for name, network in copies.items():
-                given = images.to(memory_format=LAYOUTS[name])
-                wait(device)
-                start = time.perf_counter()
-                with accelerator.autocast():
-                    logits, blocks = split_output(network(given))
-                    loss = torch.stack([answer.float().square().mean() for answer in (logits, *blocks)]).sum()
-                loss.backward()
-                wait(device)
-                if turn > 0:  # the first round finds its kernels
-                    seconds[name] = min(seconds[name], time.perf_counter() - start)
+
+    def time_step(layout: torch.memory_format) -> float:
+        given = images.to(memory_format=layout)
+        wait(device)
+        start = time.perf_counter()
+        torch.func.functional_call(step, buffers, (given,))
+        wait(device)
+        seconds = time.perf_counter() - start
+        step.zero_grad()
+        return seconds
+
+    seconds: dict[MemoryFormat, float] = {}
+    try:
+        with torch.random.fork_rng():
+            for name, layout in LAYOUTS.items():
+                step.to(memory_format=layout)
+                time_step(layout)  # finds its kernels
+                seconds[name] = min(time_step(layout) for _ in range(ROUNDS))
+    finally:
+        for module, mode in modes:
+            module.training = mode
     return seconds
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from training.augmentation import BatchAugmentation, greatest_part
 from training.config import Config
 from training.data import UNREADABLE
+from training.tasks import SingleLabel
 
 CLASSES = 5
 MODES = ('batch', 'pair', 'elem')
@@ -21,7 +22,9 @@ def batch(count: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def augment(images: Tensor, targets: Tensor, epoch: int = 0, number: int = 0, process: int = 0, **options: Any) -> Any:
-    [out], parts = BatchAugmentation(Config(**options), CLASSES, process)((images,), targets, epoch, number)
+    [out], parts = BatchAugmentation(Config(**options), CLASSES, process, SingleLabel())(
+        (images,), targets, epoch, number
+    )
     return out, parts
 
 

@@ -21,20 +21,21 @@ from training.data import (
 )
 from training.order import EpochOrder, create_order
 from training.sources import load_sources
+from training.tasks import SingleLabel
 
 FORMAT = InputFormat(img_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic')
 
 
 def make_images(root: Path, seed: int = 0) -> Images:
     source = load_sources(Config(data_dir=str(root)))['train']
-    return Images(source, FORMAT.train_transform(Config(hflip=0.5)), seed)
+    return Images(source, FORMAT.train_transform(Config(hflip=0.5)), seed, SingleLabel())
 
 
 def make_loader(root: Path, workers: int) -> tuple[DataLoader, EpochOrder]:
     config = Config(data_dir=str(root), workers=workers, batch_size=4, threads=1).resolved()
     sources = load_sources(config)
     order = create_order(config, sources, processes=1)
-    return create_loaders(config, create_images(config, sources, FORMAT), order)['train'], order
+    return create_loaders(config, create_images(config, sources, FORMAT, SingleLabel()), order)['train'], order
 
 
 def test_augmentation_depends_on_epoch_and_index_only(image_folder: Path) -> None:
@@ -143,7 +144,8 @@ def test_without_augmentation_training_sees_what_evaluation_sees(image_folder: P
 def test_each_augmentation_changes_images_and_draws_from_the_key_alone(image_folder: Path, options: dict) -> None:
     source = load_sources(Config(data_dir=str(image_folder)))['train']
     plain, images = (
-        Images(source, FORMAT.train_transform(Config(hflip=0.0, **given)), seed=0) for given in ({}, options)
+        Images(source, FORMAT.train_transform(Config(hflip=0.0, **given)), seed=0, task=SingleLabel())
+        for given in ({}, options)
     )
     pixels = torch.stack([images[0, index][0] for index in range(8)])
     assert (pixels.dtype, pixels.shape) == (torch.uint8, (8, 32, 32, 3))

@@ -118,6 +118,12 @@ def test_a_lone_process_of_several_is_noticed(
     assert devices.is_lone_process_of_several() == expected
 
 
+def test_tasks_that_do_not_know_of_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '4')
+    text = devices.describe(devices.create_accelerator(Config(threads=1)))
+    assert 'srun started 4 tasks and each is a run of its own: if they are meant as one, give each its RANK' in text
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc has mallopt')
 def test_allocator_is_set_on_glibc() -> None:
     assert devices.keep_freed_memory()

@@ -14,6 +14,7 @@ from training.config import Config
 from training.data import UNREADABLE, InputFormat, Normalize, create_images
 from training.features import Features
 from training.sources import load_sources
+from training.tasks import SingleLabel
 
 FORMAT = InputFormat(img_size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bicubic')
 
@@ -33,7 +34,7 @@ def network() -> nn.Module:
 
 
 def create(config: Config, network: nn.Module) -> tuple[Features, nn.Module]:
-    images = create_images(config, load_sources(config), FORMAT)
+    images = create_images(config, load_sources(config), FORMAT, SingleLabel())
     normalize = Normalize(FORMAT.mean, FORMAT.std, torch.contiguous_format)
     return Features.create(config, network, images, np.arange(1, 24, 2), normalize, Accelerator(cpu=True))
 

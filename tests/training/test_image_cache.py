@@ -24,6 +24,7 @@ from training.data import UNREADABLE, Images, InputFormat
 from training.image_cache import CachedSource, ImageCache, open_cache
 from training.sources import ArraySource, Source, Stream, StreamedImage, load_folder
 from training.sources.folders import load_tar
+from training.tasks import SingleLabel
 
 ROOT = Path(__file__).parent.parent.parent
 FORMAT = InputFormat(img_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic')
@@ -47,7 +48,10 @@ def test_the_network_sees_the_same(image_folder: Path, cache: ImageCache, interp
     source = load_folder(image_folder / 'train')
     kept = cache.keep(source, 'train')
     transform = seen.train_transform(Config().resolved()) if split == 'train' else seen.eval_transform()
-    plain, cached = Images(source, transform, seed=0), Images(kept, transform, seed=0)
+    plain, cached = (
+        Images(source, transform, seed=0, task=SingleLabel()),
+        Images(kept, transform, seed=0, task=SingleLabel()),
+    )
     for index in range(len(plain)):
         torch.testing.assert_close(cached[2, index], plain[2, index], rtol=0, atol=0)
 
@@ -119,7 +123,7 @@ def test_an_unreadable_image_stays_unreadable_until_it_is_repaired(image_folder:
     whole = path.read_bytes()
     path.write_bytes(whole[:60])
     kept = cache.keep(load_folder(image_folder / 'train'), 'train')
-    images = Images(kept, FORMAT.train_transform(Config().resolved()), seed=0)
+    images = Images(kept, FORMAT.train_transform(Config().resolved()), seed=0, task=SingleLabel())
     assert [images[0, index][1] for index in range(3)] == [0, UNREADABLE, 0]
     path.write_bytes(whole)  # as after a short failure of a network disk
     assert images[0, 1][1] == 0
@@ -286,7 +290,7 @@ def test_facts_are_readable_by_people(image_folder: Path, cache: ImageCache) -> 
     kept = cache.keep(load_folder(image_folder / 'train'), 'train')
     assert isinstance(kept, CachedSource)
     facts = json.loads((kept.kept.path / 'facts.json').read_text())
-    assert facts == {**facts, 'format': 1, 'side': 36, 'interpolation': 'bicubic', 'images': 24, 'of': 'train'}
+    assert facts == {**facts, 'format': 2, 'side': 36, 'interpolation': 'bicubic', 'images': 24, 'of': 'train'}
     assert kept.kept.path.name.startswith('train-36px-')
 
 

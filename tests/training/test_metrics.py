@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from training.data import UNREADABLE
 from training.metrics import Tally, cross_entropy, objective
+from training.tasks import SingleLabel
 
 LOGITS = torch.randn(6, 7, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([0, 1, UNREADABLE, 3, 4, UNREADABLE])
@@ -37,7 +38,7 @@ def test_block_loss_is_the_mean_over_blocks() -> None:
     blocks = [LOGITS.flip(1), 2 * LOGITS]
     expected = cross_entropy(LOGITS, TARGETS, 0.1)
     expected += 0.5 * (cross_entropy(blocks[0], TARGETS, 0.1) + cross_entropy(blocks[1], TARGETS, 0.1)) / 2
-    torch.testing.assert_close(objective((LOGITS, blocks), TARGETS, smoothing=0.1, block_loss=0.5), expected)
+    torch.testing.assert_close(objective((LOGITS, blocks), TARGETS, 0.1, 0.5, SingleLabel()), expected)
 
 
 def test_tally_averages_over_images_not_batches() -> None:

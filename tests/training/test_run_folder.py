@@ -5,7 +5,8 @@ from accelerate import Accelerator
 from PIL import Image
 
 from training.config import Config
-from training.run_folder import RunFolder, draw_curves, find_folder, make_folder, numbered_runs, replace_file, run_name
+from training.files import replace_file
+from training.run_folder import RunFolder, draw_curves, find_folder, make_folder, numbered_runs, run_name
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from timm.data import create_dataset
 from ..config import DIGITS, ELPV, Config
 from .demonstrations import load_digits, load_elpv
 from .folders import load_folders
+from .label_list import load_listed
 from .named import NAMED, load_named
 from .readers import wrap_dataset
 from .source import Source
@@ -37,7 +38,8 @@ def load_sources(config: Config, cache: Cache | None = None) -> dict[str, Source
         cache: Keeps the images of all sources if --cache-images asks for it, and those of streams in any case.
 
     Raises:
-        ValueError: A split is missing, empty, has fewer than two classes or other classes than the other split.
+        ValueError: A split is missing, empty, has fewer than two classes or other classes than the other split. With
+            several labels an image, the validation images need not show every class.
     """
     share = config.val_share
     if config.dataset in (DIGITS, ELPV):
@@ -52,6 +54,8 @@ def load_sources(config: Config, cache: Cache | None = None) -> dict[str, Source
     if config.class_map is not None:
         classes = read_class_map(config.class_map)
         train, val = (map_classes(source, classes, config.class_map) for source in (train, val))
+    if config.multi_label:
+        val = share_classes(config, train, val)
     if train.classes != val.classes:
         only_train = sorted({*train.classes} - {*val.classes})[:5]
         only_val = sorted({*val.classes} - {*train.classes})[:5]
@@ -60,6 +64,25 @@ def load_sources(config: Config, cache: Cache | None = None) -> dict[str, Source
             f'has {only_train} and only {config.val_split} has {only_val}'
         )
     return {'train': train, 'val': val}
+
+
+def share_classes(config: Config, train: Source, val: Source) -> Source:
+    """Number the validation images' labels as the training images' are, of which they may lack some.
+
+    Raises:
+        ValueError: There is nothing to tell apart, nothing to measure, or a label that no training image has.
+    """
+    if len(train.classes) < 2:
+        raise ValueError(f'{config.train_split} has one class only or none ({train.classes}): give at least two labels')
+    lacking = sorted({*val.classes} - {*train.classes})
+    if lacking:
+        raise ValueError(
+            f'only {config.val_split} has the labels {lacking[:5]}, so they cannot be learnt: give '
+            f'{config.train_split} images with them, or take them away from {config.val_split}'
+        )
+    if not any(val.targets):
+        raise ValueError(f'no image of {config.val_split} has a label, so nothing can be measured: give some')
+    return val if val.classes == train.classes else map_classes(val, train.classes, '')
 
 
 def load_validation(config: Config, cache: Cache | None = None) -> Source:
@@ -89,6 +112,9 @@ def load_split(config: Config, split: str, cache: Cache | None) -> Source:
     if dataset in NAMED:
         refuse_keys(config, 'input_key', 'target_key')
         return keep(config, load_named(dataset, config.data_dir, split), split, cache)
+    if config.multi_label and not dataset:
+        refuse_keys(config, 'input_key', 'target_key')
+        return keep(config, load_listed(config.data_dir, split, config.labels), split, cache)
     if not dataset or (prefix == 'torch' and name.lower() in ('image_folder', 'folder')):
         refuse_keys(config, 'target_key')
         return keep(config, load_folders(config.data_dir, split, config.input_key), split, cache)
@@ -107,7 +133,7 @@ def load_split(config: Config, split: str, cache: Cache | None) -> Source:
         opened = create_dataset(dataset, root=config.data_dir, split=split, **keys)
     except NOT_FOUND as error:
         raise ValueError(f'{what}: timm cannot open it: {error}') from error
-    return keep(config, wrap_dataset(opened, f'{what}, {config.data_dir}'), split, cache)
+    return keep(config, wrap_dataset(opened, f'{what}, {config.data_dir}', config.multi_label), split, cache)
 
 
 def load_stream(config: Config, split: str, cache: Cache | None) -> Source:

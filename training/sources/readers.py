@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from .folders import names_in_order
-from .splits import number_targets
+from .source import Target
+from .splits import number_label_lists, number_targets
 
 
 class ReaderSource:
@@ -18,12 +20,12 @@ class ReaderSource:
 
     Args:
         dataset: As timm made it.
-        targets: Class index of each image.
+        targets: What each image shows.
         classes: Their names.
         what: Names the data set and where it lies.
     """
 
-    def __init__(self, dataset: Any, targets: list[int], classes: list[str], what: str = ''):
+    def __init__(self, dataset: Any, targets: Sequence[Target], classes: list[str], what: str = ''):
         self.dataset, self.targets, self.classes = dataset, targets, classes
         self.identity = f'{what} {identify(dataset)}'
 
@@ -56,8 +58,13 @@ def identify(dataset: Any) -> str:
     return '' if pixels is None else str(zlib.crc32(np.asarray(pixels).tobytes()))
 
 
-def wrap_dataset(dataset: Any, what: str) -> ReaderSource:
+def wrap_dataset(dataset: Any, what: str, multi_label: bool = False) -> ReaderSource:
     """Find targets and class names of a data set that timm made.
+
+    Args:
+        dataset: As timm made it.
+        what: Names it in errors.
+        multi_label: Whether an image has any number of labels.
 
     Raises:
         ValueError: It does not tell them, or has one class only.
@@ -71,5 +78,6 @@ def wrap_dataset(dataset: Any, what: str) -> ReaderSource:
         raise ValueError(f'{what}: its classes cannot be told without reading every image; store it as a folder')
     names = getattr(dataset, 'classes', None) or names_in_order(getattr(reader, 'class_to_idx', {})) or None
     labels = [label if isinstance(label, (str, list, dict)) else int(label) for label in labels]
-    targets, classes = number_targets(labels, names, what)
+    number: Any = number_label_lists if multi_label else number_targets
+    targets, classes = number(labels, names, what)
     return ReaderSource(dataset, targets, classes, what)

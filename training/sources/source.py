@@ -11,6 +11,9 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+# What an image shows: the index of its class, or in a data set of several labels an image those of its labels, rising.
+Target = int | tuple[int, ...]
+
 
 class Source(Protocol):
     """One split: images that are read one at a time, and what is known of them without reading.
@@ -21,8 +24,10 @@ class Source(Protocol):
     """
 
     classes: list[str]
-    targets: list[int]
-    """Class index of each image."""
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        """What each image shows."""
 
     def name(self, index: int) -> str:
         """What errors, lists and the fingerprint call an image."""
@@ -37,8 +42,9 @@ class Source(Protocol):
 class FileSource:
     """Images in files below one folder."""
 
-    def __init__(self, root: Path, paths: Sequence[str], targets: Iterable[int], classes: list[str]):
-        self.root, self.paths, self.targets, self.classes = root, list(paths), list(targets), classes
+    def __init__(self, root: Path, paths: Sequence[str], targets: Iterable[Target], classes: list[str]):
+        self.root, self.paths, self.classes = root, list(paths), classes
+        self.targets: Sequence[Target] = list(targets)
         self.split_files: dict[str, dict[str, str]] = {}
 
     def name(self, index: int) -> str:
@@ -94,7 +100,7 @@ class PartSource:
         self.source = source
         self.indices = range(len(source.targets)) if indices is None else [int(index) for index in indices]
         targets = [source.targets[index] for index in self.indices]
-        self.targets = targets if numbers is None else [numbers[target] for target in targets]
+        self.targets = targets if numbers is None else [renumber(target, numbers) for target in targets]
         self.classes = source.classes if classes is None else classes
         self.split_files = getattr(source, 'split_files', {})
 
@@ -109,6 +115,23 @@ class PartSource:
 
     def read(self, index: int) -> Image.Image:
         return self.source.read(self.indices[index])
+
+
+def labels_of(target: Target) -> tuple[int, ...]:
+    """List the classes of an image: one, or as many as it has labels."""
+    return target if isinstance(target, tuple) else (target,)
+
+
+def renumber(target: Target, numbers: Mapping[int, int] | Sequence[int]) -> Target:
+    """Put new class indices in the place of the old ones.
+
+    Example:
+        >>> renumber(1, [5, 4]), renumber((0, 1), [5, 4])
+        (4, (4, 5))
+    """
+    if isinstance(target, tuple):
+        return tuple(sorted(numbers[label] for label in target))
+    return numbers[target]
 
 
 def stamp_of(source: Source, index: int) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from timm.data.readers.class_map import load_class_map
 from timm.utils.misc import natural_key
 
-from .source import PartSource, Source
+from .source import PartSource, Source, labels_of
 
 
 def split_indices(labels: np.ndarray, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
@@ -35,23 +37,42 @@ def carve_out(source: Source, share: float) -> tuple[PartSource, PartSource]:
     """Take validation images out of the training images: this part of each class, at least one of each.
 
     An image's name alone decides its turn, so the split depends neither on the run's seed nor on the order of the
-    images, and hardly changes when images are added.
+    images, and hardly changes when images are added. An image of several labels stands with those that share its
+    rarest; one that stands alone is trained on, and so is the last image of a label that had no other left.
 
     Returns:
         Training and validation images.
 
     Raises:
-        ValueError: A class has one image only, which cannot be in both.
+        ValueError: A class has one image only, which cannot be in both; with several labels an image, no image at all
+            could be spared.
     """
     turns = [hashlib.sha256(source.name(index).encode()).digest() for index in range(len(source.targets))]
-    targets = np.asarray(source.targets)
-    is_val = np.zeros(len(targets), dtype=bool)
-    for label, name in enumerate(source.classes):
-        members = sorted(np.flatnonzero(targets == label), key=lambda index: turns[index])
-        if len(members) == 1:
+    strata = np.array(rarest_labels(source))
+    is_val = np.zeros(len(strata), dtype=bool)
+    for label in np.unique(strata).tolist():
+        members = sorted(np.flatnonzero(strata == label).tolist(), key=lambda index: turns[index])
+        if len(members) == 1 and isinstance(source.targets[members[0]], int):
+            name = source.classes[label]
             raise ValueError(f'--val-split {share}: class {name!r} has one image only: give it more, or leave it out')
         is_val[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
+    shown_val, shown_train = (
+        {label for index in np.flatnonzero(part).tolist() for label in labels_of(source.targets[index])}
+        for part in (is_val, ~is_val)
+    )
+    for label in sorted(shown_val - shown_train):
+        having = [index for index, target in enumerate(source.targets) if label in labels_of(target)]
+        if is_val[having].all():
+            is_val[max(having, key=lambda index: turns[index])] = False
+    if not is_val.any():
+        raise ValueError(f'--val-split {share}: no two images share their rarest label: give a validation split')
     return PartSource(source, np.flatnonzero(~is_val).tolist()), PartSource(source, np.flatnonzero(is_val).tolist())
+
+
+def rarest_labels(source: Source) -> list[int]:
+    """Find the label of each image that the fewest images have: its class, where it has one; -1 where it has none."""
+    counts = Counter(label for target in source.targets for label in labels_of(target))
+    return [min(labels_of(target), key=lambda label: (counts[label], label), default=-1) for target in source.targets]
 
 
 def choose_per_class(source: Source, count: int | None, seed: int) -> np.ndarray:
@@ -65,9 +86,9 @@ def choose_per_class(source: Source, count: int | None, seed: int) -> np.ndarray
     Raises:
         ValueError: A class has fewer.
     """
-    targets = np.asarray(source.targets)
     if count is None:
-        return np.arange(len(targets))
+        return np.arange(len(source.targets))
+    targets = np.asarray(source.targets)
     chosen = []
     for label, name in enumerate(source.classes):
         members = np.flatnonzero(targets == label)
@@ -90,16 +111,68 @@ def number_targets(labels: list, names: list[str] | None, what: str) -> tuple[li
         order.
 
     Raises:
-        ValueError: There are fewer than two classes, or a label that is none of them.
+        ValueError: There are fewer than two classes, a label that is none of them, or several labels an image.
     """
+    several = next((label for label in labels if isinstance(label, (list, tuple, dict))), None)
+    if several is not None:
+        raise ValueError(f'{what} has not one label an image but {several!r}: give --multi-label, or another column')
+    targets, classes = number_labels(labels, names, what)
+    if len(classes) < 2:
+        raise ValueError(f'{what} has {len(classes)} classes: at least two are needed')
+    return targets, classes
+
+
+def label_list(label: object, what: str) -> tuple[int | str, ...]:
+    """Take what a data set tells of an image for a list of labels.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(label, (list, tuple)) or not all(isinstance(one, (int, str)) for one in label):
+        raise ValueError(
+            f'{what} has no list of labels an image, of numbers or names, but {label!r}: leave out --multi-label, or '
+            'give another column'
+        )
+    return tuple(label)
+
+
+def number_label_lists(
+    labels: Sequence[object], names: list[str] | None, what: str
+) -> tuple[list[tuple[int, ...]], list[str]]:
+    """Number the classes of a data set with several labels an image.
+
+    Args:
+        labels: Of each image, a list of numbers or names, which may be empty or name one twice.
+        names: As for `number_targets`.
+        what: The data set, for errors.
+
+    Returns:
+        Class indices of each image, rising, and the classes' names. A split need not have images of every class.
+
+    Raises:
+        ValueError: An image has no list, a label is no class, or the lists seem to tell yes or no for every class.
+    """
+    lists = [label_list(label, what) for label in labels]
+    flat = [label for several in lists for label in several]
+    lengths = {len(several) for several in lists}
+    if len(lengths) == 1 and min(lengths) > 2 and {*flat} <= {0, 1}:
+        raise ValueError(
+            f'{what} seems to tell 0 or 1 for every class, as in {list(lists[0])}: it must list the numbers or names '
+            'of those that an image shows'
+        )
+    numbers, classes = number_labels(flat, names, what)
+    left = iter(numbers)
+    return [tuple(sorted({next(left) for _ in several})) for several in lists], classes
+
+
+def number_labels(labels: list, names: list[str] | None, what: str) -> tuple[list[int], list[str]]:
+    """Number labels as `number_targets` does, however many classes there are."""
     if names is None:
         found = sorted({str(label) for label in labels}, key=lambda name: (natural_key(name), name))
         numbers = {name: number for number, name in enumerate(found)}
         targets, classes = [numbers[str(label)] for label in labels], found
     else:
         targets, classes = [int(label) for label in labels], [str(name) for name in names]
-    if len(classes) < 2:
-        raise ValueError(f'{what} has {len(classes)} classes: at least two are needed')
     wrong = sorted({target for target in targets if not 0 <= target < len(classes)})
     if wrong:
         raise ValueError(f'{what} has labels {wrong[:5]}, but its classes are numbered 0 to {len(classes) - 1}')
@@ -135,7 +208,8 @@ def map_classes(source: Source, classes: list[str], path: str) -> PartSource:
         ValueError: A class that has images is not in the map; timm would drop those images without a word.
     """
     places = {name: number for number, name in enumerate(classes)}
-    unknown = sorted({source.classes[target] for target in source.targets} - places.keys())
+    shown = {label for target in source.targets for label in labels_of(target)}
+    unknown = sorted({source.classes[label] for label in shown} - places.keys())
     if unknown:
         raise ValueError(
             f'--class-map {path} lacks {len(unknown)} of the classes that have images, such as {unknown[:5]}: add them '

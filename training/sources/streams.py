@@ -17,12 +17,14 @@ from typing import Any, Protocol
 
 from PIL import Image
 from timm.data import create_dataset
+from timm.data.readers._hfds import get_class_labels
 from timm.data.readers.targets import get_field
 
 from ..config import Config
 from .demonstrations import require
 from .folders import names_in_order
 from .source import Source
+from .splits import label_list
 
 STREAMED = ('hfids', 'wds', 'tfds')
 
@@ -32,7 +34,8 @@ class StreamedImage:
     """One image of a stream."""
 
     name: str
-    label: int | str
+    label: int | str | tuple[int | str, ...]
+    """One, or a tuple of any number where images have several."""
     decode: Callable[[], Image.Image]
     """Raises whatever its decoder raises."""
 
@@ -48,6 +51,8 @@ class Stream:
     names: list[str] | None
     """Of the classes in the order of the labels' numbers, where the data set tells them."""
     images: Callable[[], Iterator[StreamedImage]]
+    multi_label: bool = False
+    """Whether an image has any number of labels."""
 
 
 class StreamKeeper(Protocol):
@@ -79,6 +84,7 @@ def open_hfids(config: Config, name: str, split: str) -> Stream:
     require('datasets', f'hfids/{name}')
     import datasets
 
+    what = f'hfids/{name}, split {split}'
     builder = datasets.load_dataset_builder(name, cache_dir=config.data_dir)
     # Read here and not by timm's reader, which stops at the first image that cannot be decoded.
     key, target_key = config.input_key or 'image', config.target_key or 'label'
@@ -95,10 +101,13 @@ def open_hfids(config: Config, name: str, split: str) -> Stream:
             encoded = row[key]
             path = Path(encoded.get('path') or f'image {number}')
             label = get_field(row, target_key)
+            if config.multi_label:
+                label = label_list(label, what)
             yield StreamedImage('/'.join(path.parts[-2:]), label, partial(decoder.decode_example, encoded))
 
-    label = features.get(target_key)
-    return Stream(f'hfids/{name}, split {split}', f'{builder.hash} {split}', getattr(label, 'names', None), images)
+    names = list(get_class_labels(stream, target_key)) or None
+    identity = f'{builder.hash} {split}{" multi-label" if config.multi_label else ""}'
+    return Stream(what, identity, names, images, config.multi_label)
 
 
 def open_wds(config: Config, name: str, split: str) -> Stream:
