@@ -409,6 +409,10 @@ WRONG_TENSORS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda t: t.pop('grown.conv_head_1.conv.weight'),
         'lacks tensors of the network: grown.conv_head_1',
     ),
+    'counter of units': (
+        lambda t: t.pop('grown.conv_head_1.norm.num_batches_tracked'),
+        'lacks tensors of the network: grown.conv_head_1.norm.num_batches_tracked',
+    ),
     'shape': (lambda t: t.update({HEAD: t[HEAD].T.contiguous()}), rf'in other shapes .*: {HEAD} \[\d+, 3\], not \[3, '),
     'classes': (lambda t: t.update({HEAD: torch.ones(4, 9)}), rf'in other shapes .*: {HEAD} \[4, 9\], not \[3, '),
     'whole numbers': (lambda t: t.update({HEAD: t[HEAD].int()}), f'in other types .*: {HEAD} I32'),

@@ -254,7 +254,7 @@ def changed(draw: st.DrawFn, pair: Pair) -> Pair:
         elif kind == 8:
             data = draw(bytes_changed(data))
         else:
-            sizes = [0, 1, 7, 8, length - 1, length + 1, len(header) + len(data), 10**8, 2**40, 2**63, 2**64 - 1]
+            sizes = [0, 1, 8, abs(length - 1), length + 1, len(header) + len(data), 10**8, 2**40, 2**63, 2**64 - 1]
             length = draw(st.sampled_from(sizes))
     return Pair(config, length, header, data)
 
