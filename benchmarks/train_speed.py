@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -120,6 +121,7 @@ def train(
                     images = make_folder(Path(folder), count, IMAGE_SIZE)
                     known[turn, run.name] = images_per_s(run, images, Path(folder) / 'runs', timm_train)
                     keep_speed(csv_file, updates, turn, run, known[turn, run.name])
+                    shutil.rmtree(Path(folder) / 'runs')  # some of them write gigabytes
                     print(f'{turn + 1}/{repeats} {run.name}: {known[turn, run.name]:.1f} images/s', file=sys.stderr)
                 speeds[run].append(known[turn, run.name])
         rates = [head_rate() for _ in range(repeats)]
