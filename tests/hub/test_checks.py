@@ -16,6 +16,8 @@ from timm.models import PretrainedCfg, save_for_hf
 
 from hub.checks import check_folder, find_problems
 from hub.configuration import PRETRAINED_CFG, SOURCES
+from hub.header import read_header
+from hub.tensors import check_values
 from tests.hub.staged import (
     BASE,
     PNG,
@@ -429,6 +431,21 @@ def test_wrong_tensors_are_refused(case: str, staged: Path) -> None:
     edit, message = WRONG_TENSORS[case]
     change_tensors(staged, edit)
     assert re.search(message, '\n'.join(find_problems(staged)))
+
+
+@pytest.mark.parametrize('place', [0, 2**20 - 1, 2**20, 2**21])
+def test_a_number_that_is_none_is_found_wherever_it_stands(place: int, tmp_path: Path) -> None:
+    numbers = torch.zeros(2**21 + 1)  # read in three pieces, the last of one number
+    numbers[place] = float('nan')
+    save_file({'numbers': numbers}, tmp_path / WEIGHTS)
+    problems = list(check_values(tmp_path / WEIGHTS, read_header(tmp_path / WEIGHTS)))
+    assert problems == ['model.safetensors has numbers that are infinite or not a number in numbers']
+
+
+def test_errors_of_others_are_quoted_printable(staged: Path) -> None:
+    change(staged, 'timm_devnet/base', {**BASE, 'model': 'a\0\x1b[2J'})
+    (problem,) = find_problems(staged)
+    assert problem.isprintable() and r'\x1b[2J' in problem
 
 
 def test_the_largest_number_is_one(staged: Path) -> None:
