@@ -176,6 +176,18 @@ def test_a_run_is_measured_without_training(gentle: Config, batch_size: int) -> 
     assert train.describe_result(result).startswith(f'mAP {result["map"]:.2f} %, loss ')
 
 
+def test_labels_are_matched_by_name(gentle: Config, labelled_folder: Path) -> None:
+    """With images of the second label only, which is then the first of theirs."""
+    run = train.main(dataclasses.replace(gentle, epochs=1))['run']
+    expected = average_precision(run, 'green')
+    assert expected != pytest.approx(average_precision(run, 'blue'), abs=1)
+    path = labelled_folder / 'val' / 'labels.csv'
+    path.write_text(path.read_text().replace(',blue', ''))
+    result = train.main(Config(model=run, eval_only=True, workers=0, threads=1))
+    assert (result['data_classes'], result['outputs'], result['report']) == (1, 2, None)
+    assert result['map'] == pytest.approx(expected, abs=0.1)  # its probabilities were rounded
+
+
 def test_outputs_beyond_the_labels_are_never_true(gentle: Config, labelled_folder: Path) -> None:
     summary = train.main(dataclasses.replace(gentle, num_classes=5))
     result = train.main(Config(model=summary['run'], eval_only=True, workers=0, threads=1))

@@ -264,11 +264,9 @@ class TestSeveralLabels:
     def test_mistakes_are_counted(self, tmp_path: Path) -> None:
         predictions = self.predictions(['ant', 'bee', 'cat'], certainty=0.2)
         words = ' '.join(self.page(tmp_path, predictions).text.split())
-        missed = (predictions.is_true & ~predictions.is_said).sum(0)
-        assert (
-            f'{predictions.classes[missed.argmax()]} {missed.max()} {predictions.is_true[:, missed.argmax()].sum()}'
-            in (words.partition('Labels missed most often')[2])
-        )
+        missed, true = (predictions.is_true & ~predictions.is_said).sum(0), predictions.is_true.sum(0)
+        rows = [f'{predictions.classes[i]} {missed[i]} {true[i]}' for i in np.argsort(-missed, kind='stable')]
+        assert ' '.join(rows) in words.partition('Labels missed most often')[2].partition('Labels said')[0]
         first, second, count = predictions.confusions()[0]
         assert f'{predictions.classes[first]} {predictions.classes[second]} {count}' in words
 
@@ -301,7 +299,7 @@ class TestSeveralLabels:
         assert 'The 20 classes of the lowest average precision, of 400' in page.text
         assert page.count('summary') == 3
         assert re.search(r'and \d+ more', page.text)
-        assert len(page.source) < 400_000
+        assert page.text.count('✗') <= 1 + 12 * 5
 
     def test_nothing_readable(self, tmp_path: Path) -> None:
         page = self.page(tmp_path, self.predictions(['ant', 'bee'], images=1))
