@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from timm_devnet.checkpoint import is_of_old_network
+from timm_devnet.checkpoint import is_of_old_network, may_be_lacking
 from timm_devnet.delta import Base
 
 from .header import FLOATS, Entry, Header
@@ -20,7 +20,6 @@ from .strict_json import shown
 __all__ = ['build_on_meta', 'check_tensors', 'check_values', 'storage']
 
 _HUB = 'hf-hub:'
-_ADDED = 'grown.'  # what a growth adds has names that begin with this
 _COUNTER = '.num_batches_tracked'  # of BatchNorm: old checkpoints lack it, and torch starts it at 0
 # All bits of the exponent set: infinite, or not a number.
 _EXPONENTS = {'F32': ('<u4', 0x7F800000), 'BF16': ('<u2', 0x7F80), 'F16': ('<u2', 0x7C00)}
@@ -71,13 +70,13 @@ def check_tensors(header: Header, network: nn.Module, delta_of: Base | None) -> 
         A sentence for every kind of difference.
     """
     wanted, given = dict(network.state_dict()), header.tensors
-    numbers = sum(tensor.numel() for name, tensor in wanted.items() if not _may_lack(name))
+    numbers = sum(tensor.numel() for name, tensor in wanted.items() if not may_be_lacking(name))
     if numbers > header.numbers and delta_of is None:
         yield f'config.json describes a network of {numbers:,} numbers, model.safetensors holds {header.numbers:,}'
     unknown = given.keys() - wanted.keys()
     if unknown:
         yield f'model.safetensors has tensors that the network has not: {_some(unknown)}'
-    missing = {name for name in wanted.keys() - given.keys() if not _may_lack(name)}
+    missing = {name for name in wanted.keys() - given.keys() if not may_be_lacking(name)}
     if delta_of is not None:
         yield from _check_completion(missing, wanted, network, delta_of)
     elif missing:
@@ -93,10 +92,6 @@ def check_tensors(header: Header, network: nn.Module, delta_of: Base | None) -> 
     types = [f'{name} {given[name].dtype}' for name in common if not _fits(given[name], wanted[name])]
     if types:
         yield f'model.safetensors has tensors in other types than the network: {_some(types)}'
-
-
-def _may_lack(name: str) -> bool:
-    return name.endswith(_COUNTER) and not name.startswith(_ADDED)  # no checkpoint of a grown network is that old
 
 
 def _fits(entry: Entry, tensor: Tensor) -> bool:

@@ -135,6 +135,11 @@ def test_validation_images_are_enough(run: Path, image_folder: Path, tmp_path: P
     assert result['top1'] == float(last_epoch(run)['val_top1'])
 
 
+def test_another_split_of_the_runs_own_data_is_measured(run: Path) -> None:
+    result = train.main(evaluation(run, val_split='train'))
+    assert (result['images'], result['report']) == (24, None)
+
+
 def test_fewer_classes_keep_their_outputs(run: Path, image_folder: Path, tmp_path: Path) -> None:
     with open(run / 'predictions.csv') as file:
         rows = [row for row in csv.DictReader(file) if row['target'] != 'blue']

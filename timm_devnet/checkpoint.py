@@ -15,7 +15,7 @@ from .growth import Growth, parse
 if TYPE_CHECKING:
     from .grown import Grown
 
-__all__ = ['adapt', 'filter_checkpoint', 'is_of_old_network', 'lacks_old_network']
+__all__ = ['adapt', 'filter_checkpoint', 'is_of_old_network', 'lacks_old_network', 'may_be_lacking']
 
 _logger = logging.getLogger(__name__)
 _ADDED = 'grown.'  # what a growth adds has names that begin with this
@@ -65,6 +65,11 @@ def adapt(state_dict: Mapping[str, Any], model: Grown, new_classes: bool = False
 def is_of_old_network(key: str) -> bool:
     """Whether a key belongs to the network before it grew, and no checkpoint of it may lack the key."""
     return not key.startswith(_ADDED) and not key.endswith(_OPTIONAL)
+
+
+def may_be_lacking(key: str) -> bool:
+    """Whether checkpoints may lack a key: old ones have no counters, but none of a grown network is that old."""
+    return key.endswith(_OPTIONAL) and not key.startswith(_ADDED)
 
 
 def lacks_old_network(state_dict: Mapping[str, Any], model: Grown) -> bool:

@@ -22,6 +22,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.utils import EntryNotFoundError, HFValidationError, validate_repo_id
 from timm.models import get_pretrained_cfg, is_model, load_model_config_from_hf, load_state_dict_from_hf
+from timm.models._hub import download_from_hf
 from torch import Tensor, nn
 from torch.hub import load_state_dict_from_url
 
@@ -33,6 +34,7 @@ from .packages import lite_package, packaged_weights
 __all__ = ['Base', 'base_of', 'complete', 'digest', 'fetch', 'first_tensors', 'subtract']
 
 MAX_STANDING = 8  # a delta on a delta on a delta ...: none honest is higher
+MAX_CONFIG_BYTES = 5_000_000  # parsed, it takes up to thirty times that in memory
 _HUB = 'hf-hub:'
 SAFE_FILE = 'model.safetensors'
 _COMMIT, _SHA256 = re.compile('[0-9a-f]{40}'), re.compile('[0-9a-f]{64}')
@@ -308,7 +310,7 @@ def _load_known(name: str, load: Callable[[], Mapping[str, Any]]) -> State:
 
 def _load_repository(hub_id: str, cache_dir: str | Path | None) -> State:
     """Load a repository in timm's layout; safetensors only."""
-    _, architecture, _ = load_model_config_from_hf(hub_id, cache_dir=cache_dir)
+    architecture, _ = _read_config(hub_id, cache_dir)
     if not isinstance(architecture, str) or not is_model(architecture):
         raise ValueError(f'its config.json names an unknown architecture, {_shown(architecture)}')
     cfg = get_pretrained_cfg(architecture)  # and not the repository's, which could call anything the classifier
@@ -316,10 +318,19 @@ def _load_repository(hub_id: str, cache_dir: str | Path | None) -> State:
     return _without(_only_tensors(given), cfg.classifier if cfg else None)
 
 
+def _read_config(hub_id: str, cache_dir: str | Path | None) -> tuple[Any, dict[str, Any]]:
+    """The architecture and its arguments that a repository's configuration names, after a look at its size."""
+    size = Path(download_from_hf(hub_id, 'config.json', cache_dir=cache_dir)).stat().st_size
+    if size > MAX_CONFIG_BYTES:
+        raise ValueError(f'its config.json has {size:,} bytes, more than the {MAX_CONFIG_BYTES:,} that any needs')
+    _, architecture, model_args = load_model_config_from_hf(hub_id, cache_dir=cache_dir)
+    return architecture, model_args
+
+
 def _stands_on(hub_id: str, cache_dir: str | Path | None) -> Base | None:
     """The base that a repository's configuration names, None if it says nothing of one."""
     with suppress(EntryNotFoundError):
-        _, _, model_args = load_model_config_from_hf(hub_id, cache_dir=cache_dir)
+        _, model_args = _read_config(hub_id, cache_dir)
         delta_of = model_args.get('delta_of')
         return Base.from_dict(delta_of) if delta_of else None
     return None
@@ -351,9 +362,10 @@ def _is_hex(given: Any, pattern: re.Pattern[str]) -> bool:
 
 
 def _shown(given: Any) -> str:
-    """A stranger's value in one short line."""
+    """A stranger's value in one short line, without characters that a terminal acts upon."""
     text = ' '.join((given if type(given) is str else repr(given)).split())
-    return text if len(text) <= 200 else text[:200] + ' ...'
+    clean = ''.join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:200])
+    return clean if len(text) <= 200 else clean + ' ...'
 
 
 # What a network stands on ---------------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def find_run(model: str) -> RunFolder | None:
 
 
 def with_data_of(config: Config, folder: RunFolder | None) -> Config:
-    """Take the data options of a run where none are given.
+    """Take the data options of a run where no data is given, but for those that are given all the same.
 
     Raises:
         ValueError: Its images have one class each, and the wish is for several labels.
@@ -183,7 +183,9 @@ def with_data_of(config: Config, folder: RunFolder | None) -> Config:
             '--data-dir FOLDER with a list of labels'
         )
     names = ('data_dir', 'dataset', 'train_split', 'val_split', 'class_map', 'input_key', 'target_key', 'multi_label')
-    return dataclasses.replace(config, **{name: saved[name] for name in (*names, 'labels') if name in saved})
+    given = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default}
+    wanted = [name for name in (*names, 'labels') if name in saved and name not in given]
+    return dataclasses.replace(config, **{name: saved[name] for name in wanted})
 
 
 def is_own_data(config: Config, folder: RunFolder) -> bool:

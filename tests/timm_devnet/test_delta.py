@@ -468,6 +468,20 @@ def test_a_delta_that_stands_on_itself_is_refused(tmp_path: Path) -> None:
         fetch(base, tmp_path)
 
 
+def test_a_base_with_a_huge_configuration_is_refused(tmp_path: Path) -> None:
+    base = write_small(tmp_path, 'me/huge', COMMIT, {})
+    [path] = tmp_path.glob('**/config.json')
+    path.write_text(path.read_text() + ' ' * 5_000_000)
+    with pytest.raises(ValueError, match='config.json has 5,.* bytes, more than the 5,000,000 that any needs'):
+        fetch(base, tmp_path)
+
+
+def test_an_error_is_told_without_what_a_terminal_obeys() -> None:
+    with pytest.raises(ValueError) as caught:
+        Base('\x1b[31mvgg16', None, ZEROS)
+    assert str(caught.value).isprintable() and r'\x1b[31mvgg16' in str(caught.value)
+
+
 def test_a_tower_of_deltas_is_refused(tmp_path: Path) -> None:
     base = Base(TAG, None, ZEROS)
     for number in range(9):
