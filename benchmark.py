@@ -23,6 +23,7 @@ from torch import nn
 
 import timm_devnet
 import train
+from benchmarks.coverage import coverage
 from benchmarks.publish_speed import hub
 from benchmarks.resources import memory, scaling
 from benchmarks.train_speed import train as train_speed
@@ -380,6 +381,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     'scaling': scaling,
     'hub': hub,
     'growths': growths,
+    'coverage': coverage,
 }
 
 if __name__ == '__main__':

@@ -159,7 +159,7 @@ def _check_claims(config: dict[str, Any], header: Header, network: Any) -> Itera
         return
     claimed = section['growth']
     if claimed is not None and isinstance(network, Grown):
-        claimed = str(timm_devnet.parse_growth(claimed, network.default_units))
+        claimed = str(timm_devnet.parse_growth(claimed, network.units_for(network)))
     if claimed != growth:
         yield f'config.json: timm_devnet.growth is {shown(section["growth"])}, but the network has {shown(growth)}'
     if storage(header) != section['storage']:

@@ -146,6 +146,7 @@ MODEL_ARGS: Mapping[str, Rule] = {
 }
 GROWN_ARGS: Mapping[str, Rule] = {
     **MODEL_ARGS,
+    'source': _text(200, '[A-Za-z0-9_.]+'),
     'growth': _GROWTH,
     'scale_init': _any_of(_NULL, _number(0, 1e6)),
     'new_init': _choice('random', 'copy'),

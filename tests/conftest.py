@@ -32,6 +32,12 @@ SAMPLES = {
     **{f'tf_efficientnet_lite0_{kind}': {'growth': f'{kind}32'} for kind in ('da', 'wa', 'dwa', 'wwa', 'mwa')},
     'tf_efficientnet_lite0_norm': {},
     'tf_efficientnet_lite0_wa512_wa256': {'growth': 'wa32_mwa16'},
+    # Any network: maps, maps with channels last, tokens, no norm at all, a layer after the pooling.
+    'devnet:test_resnet': {'growth': 'mwa16'},
+    'devnet:test_convnext': {'growth': 'wwa16'},
+    'devnet:test_nfnet': {'growth': 'skip'},
+    'devnet:test_vit': {'growth': 'wa16_mwa8'},
+    'devnet:mobilenetv3_small_050': {'growth': 'dwa16'},
 }
 
 Build = Callable[..., Any]  # networks are used as timm types them: not at all
@@ -39,6 +45,8 @@ Build = Callable[..., Any]  # networks are used as timm types them: not at all
 
 def base_name(name: str) -> str:
     """Find the longest name of a base that a name begins with."""
+    if name.startswith('devnet:'):
+        return name.partition(':')[2]
     return max((base for base in BASES if f'{name}_'.startswith(f'{base}_')), key=len)
 
 
@@ -101,16 +109,22 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ConvMlp, '__init__', few_units)
 
 
+def create_sample(name: str, **kwargs: Any) -> Any:
+    """Build a sampled network; timm's arguments go first."""
+    architecture, _, source = name.partition(':')
+    return timm.create_model(architecture, **SAMPLES[name], **({'source': source} if source else {}), **kwargs)
+
+
 @pytest.fixture(params=SAMPLES)
 def build(request: pytest.FixtureRequest, narrow: None) -> Build:
     """Build one of the sampled networks, with timm's arguments."""
-    return functools.partial(timm.create_model, request.param, **SAMPLES[request.param])
+    return functools.partial(create_sample, request.param)
 
 
 @pytest.fixture(params=[name for name in SAMPLES if name != 'alexnet'])
 def build_grown(request: pytest.FixtureRequest, narrow: None) -> Build:
     """Build one of the sampled grown networks, with timm's arguments."""
-    return functools.partial(timm.create_model, request.param, **SAMPLES[request.param])
+    return functools.partial(create_sample, request.param)
 
 
 @pytest.fixture

@@ -32,6 +32,13 @@ NAMES = (
     'tf_efficientnet_lite0_mwa256',
     'tf_efficientnet_lite0_norm',
     'tf_efficientnet_lite0_skip',
+    # One of each kind of network that grows by its outline.
+    'convnext_atto_wa128',
+    'devnet',
+    'mobilenetv3_small_100_mwa256',
+    'resnet18_mwa128',
+    'swin_tiny_patch4_window7_224_skip',
+    'vit_tiny_patch16_224_wa64',
 )
 # timm runs these over its own modules only, so they are called with our names.
 DIRECT = (

@@ -4,6 +4,7 @@ from importlib.resources import as_file, files
 
 from . import models
 from .frozen import split_frozen
+from .growable import Growable, list_growable
 from .growing import block_logits, block_names, grow, to_own_layout
 from .growth import Growth
 from .growth import parse as parse_growth
@@ -14,12 +15,14 @@ from .regimes import parameter_groups, regimes
 from .registration import resolve_name
 
 __all__ = [
+    'Growable',
     'Growth',
     'Reconcile',
     'block_logits',
     'block_names',
     'convert_lite',
     'grow',
+    'list_growable',
     'list_published',
     'models',
     'parameter_groups',

@@ -39,11 +39,11 @@ def adapt(state_dict: Mapping[str, Any], model: Grown, new_classes: bool = False
         ValueError: If the checkpoint is none of these, or has another number of classes than the network.
     """
     given = _in_own_layout(state_dict, model)
-    own, head = model.state_dict(), model.classifier_name + '.'
+    own, head = model.state_dict(), _heads(model)
     steps = parse(model.growth).steps
     added = [_keys_of_growths(model, count) for count in range(len(steps) + 1)]
     held = next((n for n in reversed(range(len(added))) if _added_keys(given) == added[n]), None)
-    wanted = {key for key in own if not key.startswith((_ADDED, head))} | (added[held] if held is not None else set())
+    wanted = {key for key in own if not key.startswith((_ADDED, *head))} | (added[held] if held is not None else set())
     first_convs = _first_convs(model)  # their channels are timm's to adapt
     problems = {
         'lacks': [key for key in wanted - given.keys() if not key.endswith(_OPTIONAL)],
@@ -74,7 +74,7 @@ def may_be_lacking(key: str) -> bool:
 
 def lacks_old_network(state_dict: Mapping[str, Any], model: Grown) -> bool:
     """Whether a checkpoint lacks part of the old network, so that it can only be the delta of another."""
-    head, given = model.classifier_name + '.', _in_own_layout(state_dict, model)
+    head, given = _heads(model), _in_own_layout(state_dict, model)
     return any(is_of_old_network(key) for key in model.state_dict().keys() - given.keys() if not key.startswith(head))
 
 
@@ -120,6 +120,8 @@ def _fit_classifier(given: Mapping[str, Tensor], model: Grown, held: Growth, new
     weight, bias = given.get(prefix + 'weight'), given.get(prefix + 'bias')
     if weight is None or bias is None or not isinstance(classifier, nn.Linear):
         return {}
+    if weight.ndim == 4 and weight.shape[2:] == (1, 1):  # of an old network that classifies with a 1x1 convolution
+        weight = weight.flatten(1)
     if weight.ndim != 2 or bias.shape != weight.shape[:1]:
         shapes = f'{tuple(weight.shape)} and {tuple(bias.shape)}'
         raise ValueError(f'The checkpoint has a classifier whose weight and bias are of shapes {shapes}: none has.')
@@ -158,6 +160,11 @@ def _keys_of_growths(model: Grown, count: int) -> set[str]:
 
 def _added_keys(keys: Collection[str]) -> set[str]:
     return {key for key in keys if key.startswith(_ADDED)}
+
+
+def _heads(model: Grown) -> tuple[str, ...]:
+    """How the keys begin that a base's checkpoint may have in the classifier's place."""
+    return tuple(f'{name}.' for name in (model.classifier_name, *model.replaced))
 
 
 def _first_convs(model: Grown) -> set[str]:

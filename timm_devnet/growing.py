@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from .any_network import grown_class
 from .grown import FAMILIES, Grown, Options
 from .growth import Growth, parse
 from .plan import Level
@@ -19,11 +20,12 @@ def family_of(model: nn.Module) -> type[Grown]:
     Raises:
         ValueError: If it cannot grow.
     """
-    family = type(model) if isinstance(model, Grown) else FAMILIES.get(type(model))
-    if family is None:
-        known = ', '.join(sorted(cls.__name__ for cls in FAMILIES))
-        raise ValueError(f'{type(model).__name__} is no network that can grow; these classes can: {known}.')
-    return family
+    if isinstance(model, Grown):
+        return type(model)
+    family = FAMILIES.get(type(model))
+    if family is not None and family.takes(model):
+        return family
+    return grown_class(type(model))
 
 
 def old_levels(model: nn.Module) -> list[Level]:
@@ -74,7 +76,7 @@ def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_ini
         ['conv_head', 'conv_head_1', 'conv_head_2']
     """
     options, family = Options(scale_init, new_init), family_of(model)
-    added = parse(growth, family.default_units)
+    added = parse(growth, family.units_for(model))
     before = parse(model.growth).steps if isinstance(model, Grown) else ()
     whole = Growth((*before, *added.steps))
     planned = family.plan_for(model, whole, options)  # refuses what cannot be, before anything is changed

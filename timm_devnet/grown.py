@@ -26,6 +26,7 @@ from .memory import check_memory, count_bytes
 from .plan import Layer, Level, Phase, Plan, plan
 
 __all__ = [
+    'ANY',
     'FAMILIES',
     'Grown',
     'Options',
@@ -38,6 +39,8 @@ fx.wrap('gather')
 fx.wrap('match_size')
 
 _LARGEST = torch.finfo(torch.float32).max
+
+ANY = 'devnet'  # the registered name of any growth of any network
 
 FAMILIES: dict[type[nn.Module], 'type[Grown]'] = {}  # class of the old network -> class of the grown one
 
@@ -92,8 +95,9 @@ class Grown(nn.Module):
     """
 
     base_class: ClassVar[type[nn.Module]]
-    final: ClassVar[str]  # the level that is the trunk's last map, which the old network's forward_features returns
-    classifier_name: ClassVar[str]
+    final: str  # the level that is the trunk's last map, which the old network's forward_features returns
+    classifier_name: str
+    replaced: tuple[str, ...] = ()  # other modules of the old network that go with its classifier
     unit_levels: ClassVar[tuple[str, ...]]  # the levels that are one layer of units, which can be copied
     default_units: ClassVar[Mapping[str, int]] = PAPER_UNITS  # of each kind, where a growth name gives none
 
@@ -117,6 +121,21 @@ class Grown(nn.Module):
         """The old network's levels, from the top down; works on the plain network too."""
         raise NotImplementedError
 
+    @classmethod
+    def final_of(cls, model: Any) -> str:
+        """The level that is the trunk's last map; works on the plain network too."""
+        return cls.final
+
+    @classmethod
+    def units_for(cls, model: Any) -> Mapping[str, int]:
+        """How many units each kind of growth has where its name gives none; works on the plain network too."""
+        return cls.default_units
+
+    @classmethod
+    def takes(cls, model: Any) -> bool:
+        """Whether a network of the base class can grow in this family's manner."""
+        return True
+
     def forward_trunk(self, x: Tensor, taps: list[str]) -> dict[str, Tensor]:
         """The trunk's last map and the tapped levels', of images (N, in_chans, H, W)."""
         raise NotImplementedError
@@ -125,11 +144,11 @@ class Grown(nn.Module):
         """Add the values of old layers between the trunk and the pooling, if there are any."""
         return values
 
-    def pool(self, x: Tensor) -> Tensor:
+    def pool_map(self, x: Tensor) -> Tensor:
         """The old network's global pooling."""
         raise NotImplementedError
 
-    def classify(self, x: Tensor, pre_logits: bool) -> Tensor:
+    def classify_top(self, x: Tensor, pre_logits: bool) -> Tensor:
         """Dropout and, unless `pre_logits`, the classifier."""
         raise NotImplementedError
 
@@ -165,7 +184,11 @@ class Grown(nn.Module):
                 f'A growth with every number of units written out has at most {MAX_LENGTH} characters, not {growth}.'
             )
         return plan(
-            cls.levels(model), cls.final, growth, options.scale_init is not None, pool_mult or cls.pool_mult(model)
+            cls.levels(model),
+            cls.final_of(model),
+            growth,
+            options.scale_init is not None,
+            pool_mult or cls.pool_mult(model),
         )
 
     @classmethod
@@ -208,6 +231,7 @@ class Grown(nn.Module):
         """
         old_plan = getattr(self, 'plan', None)
         if old_plan is None:
+            self._begin()
             self.grown = nn.ModuleDict()
         self.growth, self.options, self.settled = str(growth), options, settled
         # How many of its steps the weights held that it was given when timm's `create_model` built it.
@@ -224,9 +248,13 @@ class Grown(nn.Module):
         self.keep_columns(old, old_plan)
         self._label()
 
+    def _begin(self) -> None:
+        """Prepare a network that grows for the first time; for families that have something to keep of it."""
+
     def _wire(self) -> None:
         """Set the plain lists and numbers that the forward pass reads."""
         self.plan = self.plan_for(self, parse(self.growth), self.options)
+        self.final = self.final_of(self)
         self.taps = [self.final, *self.plan.taps]  # never empty, which TorchScript could not type
         self.feature_names = [name for name, _ in self.plan.features]
         self.feature_widths = [width for _, width in self.plan.features]
@@ -283,13 +311,14 @@ class Grown(nn.Module):
             old_plan: The plan of the network that it belonged to, None for the old network.
         """
         new = self.get_classifier()
-        if isinstance(old, nn.Linear) and isinstance(new, nn.Linear) and not old.weight.is_meta:
+        if isinstance(old, nn.Linear | nn.Conv2d) and isinstance(new, nn.Linear) and not old.weight.is_meta:
             blocks = old_plan.blocks if old_plan else (self.levels(self)[0].name,)
-            if self.plan.blocks[: len(blocks)] == blocks and old.out_features == new.out_features:
+            weight, bias = old.weight.flatten(1), old.bias
+            if self.plan.blocks[: len(blocks)] == blocks and len(weight) == new.out_features:
                 with torch.no_grad():
                     new.weight.zero_()
-                    new.weight[:, : old.in_features] = old.weight
-                    new.bias.copy_(old.bias)
+                    new.weight[:, : weight.shape[1]] = weight
+                    new.bias.zero_() if bias is None else new.bias.copy_(bias)
 
     def _label(self) -> None:
         """Record where timm looks for it how the network can be built again."""
@@ -297,8 +326,15 @@ class Grown(nn.Module):
         if not hasattr(self, 'base_name'):
             self.base_name = cfg.get('architecture')
         known = registered_for(str(self.base_name), self.growth)
-        self.pretrained_cfg = self.default_cfg = {**cfg, 'architecture': known or f'{self.base_name}_{self.growth}'}
+        self.pretrained_cfg = self.default_cfg = {
+            **cfg,
+            'architecture': known or ANY,
+            'classifier': self.classifier_name,
+        }
         self._model_args = {**getattr(self, '_model_args', {}), 'growth': self.growth, **vars(self.options)}
+        self._model_args.pop('source', None)
+        if not known:
+            self._model_args['source'] = '.'.join(filter(None, (self.base_name, cfg.get('tag'))))
         if self.settled:
             self._model_args['settled'] = self.settled
             self._model_args['new_init'] = 'random'  # what is there already need not be copied again
@@ -344,9 +380,9 @@ class Grown(nn.Module):
             values[name] = parts[i]
         values = self.forward_added(self.forward_top(values), 1)
         for name in self.pooled:
-            values[name] = self.pool(values[name])
+            values[name] = self.pool_map(values[name])
         values = self.forward_added(values, 2)
-        return self.classify(gather([values[name] for name in self.top]), pre_logits)
+        return self.classify_top(gather([values[name] for name in self.top]), pre_logits)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the network a fresh classifier; what has grown stays.

@@ -143,8 +143,8 @@ class ConvUnits(Added):
                 _init_he(parameter, generator_for(f'conv.{name}'))
             else:
                 nn.init.zeros_(parameter)
-        if isinstance(self.norm, nn.modules.batchnorm._BatchNorm):
-            self.norm.reset_parameters()
+        if not isinstance(self.norm, nn.Identity):
+            self.norm.reset_parameters()  # type: ignore[operator]
 
     def forward(self, values: list[Tensor]) -> Tensor:
         """Units (N, units, H, W) of maps (N, C_i, H_i, W_i)."""

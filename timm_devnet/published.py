@@ -29,7 +29,7 @@ _INPUT_FIELDS = (
     *('input_size', 'test_input_size', 'min_input_size', 'interpolation', 'crop_pct', 'test_crop_pct', 'crop_mode'),
     *('mean', 'std', 'pool_size', 'test_pool_size', 'description'),
 )
-_ARGUMENTS = ('growth', 'scale_init', 'new_init', 'settled', 'delta_of', 'in_chans', 'global_pool')
+_ARGUMENTS = ('source', 'growth', 'scale_init', 'new_init', 'settled', 'delta_of', 'in_chans', 'global_pool')
 
 _architectures: set[str] = set()  # those whose entrypoints bring along what a tag needs
 _entries: dict[tuple[str, str], Published] = {}  # by architecture and tag

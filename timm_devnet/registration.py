@@ -25,13 +25,22 @@ from torch import Tensor, nn
 from .checkpoint import filter_checkpoint, lacks_old_network
 from .delta import Base, complete, fetch
 from .growing import family_of
-from .grown import Grown, Options, registered_for
+from .grown import ANY, Grown, Options, registered_for
 from .growth import parse
 from .memory import check_memory, count_bytes
 from .published import check_published, takes_published_tags
 
-__all__ = ['create_grown', 'grown_cfgs', 'register_grown', 'resolve_name']
+__all__ = [
+    'create_grown',
+    'find_source',
+    'grown_cfgs',
+    'is_grown_name',
+    'register_grown',
+    'resolve_name',
+    'usual_levels',
+]
 
+_grown: set[str] = set()  # names of grown architectures
 _USUAL = 100_000  # of channels and classes: more are counted before they are built
 
 
@@ -51,21 +60,28 @@ def grown_cfgs(bases: Iterable[str], growths: Iterable[str]) -> Mapping[str, Any
     return generate_default_cfgs(cfgs)
 
 
-def register_grown(module: str, bases: Iterable[str], growths: Sequence[str], feature_levels: int) -> None:
+def register_grown(
+    module: str,
+    bases: Iterable[str],
+    growths: Sequence[str],
+    feature_levels: int | None = None,
+    flatten_sequential: bool = False,
+) -> None:
     """Register every growth of every base with timm.
 
     Args:
         module: The name of the calling module, whose `default_cfgs` must be there already.
         bases: Names of registered architectures.
         growths: Growth names.
-        feature_levels: How many levels `features_only` gives unless told otherwise.
+        feature_levels: How many levels `features_only` gives unless told otherwise; None to find out from the base.
+        flatten_sequential: For timm's feature lists: whether levels lie within one `nn.Sequential`, as in VGG.
     """
     for base in bases:
         for growth in growths:
-            _register(module, base, growth, feature_levels)
+            _register(module, base, growth, feature_levels, flatten_sequential)
 
 
-def _register(module: str, base: str, growth: str, feature_levels: int) -> None:
+def _register(module: str, base: str, growth: str, feature_levels: int | None, flatten_sequential: bool) -> None:
     variant = f'{base}_{growth}'
 
     def entrypoint(
@@ -78,15 +94,54 @@ def _register(module: str, base: str, growth: str, feature_levels: int) -> None:
         **kwargs: Any,
     ) -> nn.Module:
         options = Options(scale_init, new_init)
-        kwargs.setdefault('out_indices', tuple(range(feature_levels))) if kwargs.get('features_only') else None
-        return create_grown(variant, base, growth, options, pretrained, settled, delta_of, **kwargs)
+        if kwargs.get('features_only'):
+            kwargs.setdefault('out_indices', tuple(range(feature_levels)) if feature_levels else usual_levels(base))
+        return create_grown(variant, base, growth, options, pretrained, settled, delta_of, flatten_sequential, **kwargs)
 
     entrypoint.__name__ = entrypoint.__qualname__ = variant
     entrypoint.__module__ = module  # timm looks there for default_cfgs, and lists the model under its last part
     entrypoint.__doc__ = f'`{base}` grown by {growth}; see `timm_devnet.grow` for the arguments.'
+    _grown.add(variant)
     registered = takes_published_tags(entrypoint)
     setattr(sys.modules[module], variant, registered)
     register_model(registered)
+
+
+def usual_levels(base: str) -> tuple[int, ...]:
+    """Which levels `features_only` gives: all of a network of stages, as timm the last three of one of equal blocks."""
+    count = len(model_entrypoint(base)(pretrained=False, device='meta').feature_info)
+    return tuple(range(count)) if count <= 5 else (-3, -2, -1)
+
+
+def is_grown_name(name: str) -> bool:
+    """Whether an architecture's name stands for a grown network."""
+    return name == ANY or name in _grown
+
+
+def find_source(source: str) -> tuple[str, PretrainedCfg]:
+    """A plain network's architecture, and the cfg of its weights.
+
+    Args:
+        source: An architecture, with or without the tag of its weights.
+
+    Raises:
+        ValueError: If it is none of timm's, or a grown one's.
+    """
+    base, _, tag = str(source).partition('.')
+    if not is_model(base):
+        near = difflib.get_close_matches(base, list_models(), n=3)
+        raise ValueError(
+            f"source is one of timm's architectures, given {source!r:.100}."
+            + (f' Did you mean {", ".join(near)}?' if near else '')
+        )
+    if is_grown_name(base):
+        raise ValueError(f'{source!r} has grown already: give what it grew from as source, and its growth as growth.')
+    try:
+        cfg = get_pretrained_cfg(f'{base}.{tag}' if tag else base)
+    except RuntimeError:
+        tags = ', '.join(name.partition('.')[2] for name in list_models(f'{base}.*', include_tags=True))
+        raise ValueError(f'{base} has no weights with the tag {tag!r}; it has these: {tags or "none"}.') from None
+    return base, cfg or PretrainedCfg(architecture=base)
 
 
 def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
@@ -104,12 +159,13 @@ def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
     Example:
         >>> resolve_name('vgg16_wa300_da50')
         ('vgg16_wa', {'growth': 'wa300_da50'})
+        >>> resolve_name('edgenext_small_wa64')
+        ('devnet', {'source': 'edgenext_small', 'growth': 'wa64'})
     """
     if ':' in name or is_model(name):
         return name, {}
     plain, _, tag = name.partition('.')
     words = plain.split('_')
-    unusable = None
     for count in range(len(words) - 1, 0, -1):
         base, growth = '_'.join(words[:count]), '_'.join(words[count:])
         if is_model(base):
@@ -117,9 +173,8 @@ def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
             registered = registered_for(base, growth)
             if registered:
                 return registered + ('.' + tag if tag else ''), {'growth': growth}
-            unusable = unusable or base  # which may be a grown network's name itself: a shorter one is the base then
-    if unusable:
-        raise ValueError(f'{unusable} has no registered growths; timm_devnet.grow can grow the networks that can grow.')
+            if not is_grown_name(base):  # a shorter name is the base then
+                return ANY, {'source': base + ('.' + tag if tag else ''), 'growth': growth}
     near = difflib.get_close_matches(plain, list_models(), n=3)
     raise ValueError(f'Unknown model {name!r}.' + (f' Did you mean {", ".join(near)}?' if near else ''))
 
@@ -132,6 +187,7 @@ def create_grown(
     pretrained: bool = False,
     settled: int = 0,
     delta_of: dict[str, Any] | None = None,
+    flatten_sequential: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a grown network, with its base's weights or a grown checkpoint's if `pretrained`.
@@ -148,6 +204,7 @@ def create_grown(
         delta_of: What the checkpoint stands on, as `timm_devnet.delta.Base.to_dict` writes it, if it is one that holds
             only what differs. A whole checkpoint needs no base, whatever this says. An empty dict says that there is
             none, to build the network of a delta without weights.
+        flatten_sequential: See `register_grown`.
         **kwargs: timm's: for its `build_model_with_cfg` and for the base's constructor, which refuses unknown ones.
 
     Returns:
@@ -168,8 +225,10 @@ def create_grown(
             base_on_meta = model_entrypoint(base)(pretrained=False, **{**model_kwargs, 'device': 'meta'})
             check_memory(count_bytes(base_on_meta.parameters()), f'The network {base}')
         model = model_entrypoint(base)(pretrained=False, **model_kwargs)
+        if pretrained and any(not hasattr(owner, _REINIT) for owner, _ in _unsaved_buffers(model)):
+            model = model_entrypoint(base)(pretrained=False, **{**model_kwargs, 'device': 'cpu'})
         family = family_of(model)
-        parsed = parse(growth, family.default_units)
+        parsed = parse(growth, family.units_for(model))
         if not isinstance(settled, Integral) or not 0 <= settled <= len(parsed.steps):
             raise ValueError(f'settled is 0 to {len(parsed.steps)}, the steps of growth {parsed}; given {settled!r}.')
         planned = family.plan_for(model, parsed, options)
@@ -190,10 +249,13 @@ def create_grown(
         build,
         variant,
         pretrained,
-        feature_cfg=dict(feature_cls='getter', flatten_sequential=True),
+        feature_cfg=dict(feature_cls='getter', flatten_sequential=flatten_sequential),
         pretrained_filter_fn=filter_fn,
         **kwargs,
     )
+    for module in (model, getattr(model, 'model', None)):  # the network inside a feature getter too
+        if isinstance(module, Grown):
+            module.pretrained_cfg = module.default_cfg = {**module.pretrained_cfg, 'classifier': module.classifier_name}
     if pretrained:
         for module in model.modules():  # timm leaves a copy of the weights there, also in the network inside a getter
             for kind in ('pretrained_cfg', 'default_cfg'):
@@ -234,6 +296,11 @@ def _finish(model: nn.Module, device: torch.device | str | None) -> None:
         if _on_meta(classifier):
             classifier.to_empty(device='cpu')
             model.init_classifier()
+    unsaved = [(owner, name) for owner, name in _unsaved_buffers(model) if owner._buffers[name].is_meta]
+    for owner, name in unsaved:
+        owner._buffers[name] = torch.empty_like(owner._buffers[name], device='cpu')
+    for owner in {owner for owner, _ in unsaved}:
+        getattr(owner, _REINIT)()
     empty = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if empty:
         raise ValueError(
@@ -242,6 +309,18 @@ def _finish(model: nn.Module, device: torch.device | str | None) -> None:
         )
     if device is not None:
         model.to(device)
+
+
+_REINIT = 'init_non_persistent_buffers'  # timm's name for what computes the buffers that no checkpoint holds
+
+
+def _unsaved_buffers(model: nn.Module) -> list[tuple[Any, str]]:
+    return [
+        (module, name)
+        for module in model.modules()
+        for name in module._non_persistent_buffers_set
+        if module._buffers.get(name) is not None
+    ]
 
 
 def _on_meta(module: nn.Module) -> bool:

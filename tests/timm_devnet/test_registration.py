@@ -48,9 +48,10 @@ def test_names_of_any_size_are_resolved(name: str, resolved: tuple[str, dict[str
     assert resolve_name(name) == resolved
 
 
-def test_a_network_without_registered_growths_is_named() -> None:
-    with pytest.raises(ValueError, match='resnet18 has no registered growths'):
-        resolve_name('resnet18_wa64')
+@pytest.mark.parametrize('tag', ['', '.in1k'])
+def test_a_network_without_registered_growths_is_devnets(tag: str) -> None:
+    expected = 'devnet', {'source': f'cspresnet50{tag}', 'growth': 'wa64'}
+    assert resolve_name(f'cspresnet50_wa64{tag}') == expected
 
 
 def test_alexnet_itself_is_registered() -> None:

@@ -188,7 +188,7 @@ def test_norms_are_those_of_the_blocks(scale_init: float) -> None:
         found = norms.take()
     assert norms.names == timm_devnet.block_names(model)
     if scale_init:  # the norm was divided out, so it shows in the activations before
-        pooled = model.pool(model.forward_trunk(images, ['conv_head'])['conv_head']).detach()
+        pooled = model.pool_map(model.forward_trunk(images, ['conv_head'])['conv_head']).detach()
         torch.testing.assert_close(found[:, 0], pooled.norm(dim=1), rtol=1e-4, atol=1e-5)
         assert block_scales(model) == dict.fromkeys(norms.names, 10.0)
     else:

@@ -1,5 +1,5 @@
 """The networks that can grow, one file per family; importing them registers their names with timm."""
 
-from . import alexnet, efficientnet_grown, vgg_grown
+from . import alexnet, devnet, efficientnet_grown, vgg_grown
 
-__all__ = ['alexnet', 'efficientnet_grown', 'vgg_grown']
+__all__ = ['alexnet', 'devnet', 'efficientnet_grown', 'vgg_grown']

@@ -20,10 +20,9 @@ from timm.layers import BatchNormAct2d
 from timm.models import EfficientNet, checkpoint_seq
 from torch import Tensor, nn
 
-from ..grown import Grown, Options, grows
-from ..growth import Growth
+from ..grown import Grown, grows
 from ..layers import ConvUnits
-from ..plan import Layer, Level, Phase, Plan
+from ..plan import Layer, Level, Phase
 from ..registration import grown_cfgs, register_grown
 
 __all__ = ['GrownEfficientNet', 'convert_lite']
@@ -40,8 +39,6 @@ class GrownEfficientNet(Grown, EfficientNet):  # type: ignore[misc]  # prune_int
 
     @classmethod
     def levels(cls, model: Any) -> list[Level]:
-        if not isinstance(model.conv_head, nn.Conv2d):
-            raise ValueError('This EfficientNet has no conv_head, so nothing plays the top layer that could grow.')
         stages = [_out_channels(stage) for stage in model.blocks]
         below = [Level(f'blocks.{i}', width, Phase.TRUNK, (f'blocks.{i}',)) for i, width in enumerate(stages)]
         top = Level('conv_head', model.conv_head.out_channels, Phase.TRUNK, ('conv_head', 'bn2'))
@@ -49,12 +46,9 @@ class GrownEfficientNet(Grown, EfficientNet):  # type: ignore[misc]  # prune_int
         return [top, *reversed(below), stem]
 
     @classmethod
-    def plan_for(cls, model: Any, growth: Growth, options: Options, pool_mult: int | None = None) -> Plan:
-        if not isinstance(model.bn2, BatchNormAct2d):
-            raise ValueError(
-                f'New units of an EfficientNet have a BatchNorm, and this one has {type(model.bn2).__name__}.'
-            )
-        return super().plan_for(model, growth, options, pool_mult)
+    def takes(cls, model: Any) -> bool:
+        """Others have no top layer, or one that new units with a BatchNorm would be unlike."""
+        return isinstance(model.conv_head, nn.Conv2d) and isinstance(model.bn2, BatchNormAct2d)
 
     def feature_levels(self, extra_blocks: bool = False) -> list[str]:
         ends = range(len(self.blocks) + 1) if extra_blocks else self.stage_ends
@@ -79,10 +73,10 @@ class GrownEfficientNet(Grown, EfficientNet):  # type: ignore[misc]  # prune_int
         values['conv_head'] = self.bn2(self.conv_head(x))
         return values
 
-    def pool(self, x: Tensor) -> Tensor:
+    def pool_map(self, x: Tensor) -> Tensor:
         return self.global_pool(x)
 
-    def classify(self, x: Tensor, pre_logits: bool) -> Tensor:
+    def classify_top(self, x: Tensor, pre_logits: bool) -> Tensor:
         if self.drop_rate > 0.0:
             x = F.dropout(x, p=self.drop_rate, training=self.training)
         return x if pre_logits else self.classifier(x)

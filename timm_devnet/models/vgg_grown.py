@@ -76,10 +76,10 @@ class GrownVGG(Grown, VGG):
         values['fc7'] = self.pre_logits.act2(self.pre_logits.fc2(self.pre_logits.drop(values['fc6'])))
         return values
 
-    def pool(self, x: Tensor) -> Tensor:
+    def pool_map(self, x: Tensor) -> Tensor:
         return self.head.global_pool(x)
 
-    def classify(self, x: Tensor, pre_logits: bool) -> Tensor:
+    def classify_top(self, x: Tensor, pre_logits: bool) -> Tensor:
         x = self.head.drop(x)
         return x if pre_logits else self.head.fc(x)
 
@@ -142,4 +142,4 @@ GROWTHS = (
 )
 
 default_cfgs = grown_cfgs(BASES, GROWTHS)
-register_grown(__name__, BASES, GROWTHS, feature_levels=6)
+register_grown(__name__, BASES, GROWTHS, feature_levels=6, flatten_sequential=True)
