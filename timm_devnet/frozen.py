@@ -19,7 +19,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from .layers import AtLeast, match_size
 
-__all__ = ['split_frozen']
+__all__ = ['Tracer', 'split_frozen']
 
 
 class FrozenHead(nn.Module):
@@ -82,7 +82,9 @@ def split_frozen(model: nn.Module, images: Tensor) -> tuple[nn.Module, FrozenHea
     return trunk, head
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
+    """Looks inside all modules but torch's own and those that timm and this project keep whole."""
+
     def __init__(self) -> None:
         super().__init__(
             autowrap_functions=tuple(function for function in get_notrace_functions() if callable(function))
@@ -96,7 +98,7 @@ class _Tracer(fx.Tracer):
 def _trace(model: nn.Module, images: Tensor) -> fx.Graph:
     """The network's graph in its present mode, every node with its shape."""
     try:
-        graph = _Tracer().trace(model)
+        graph = Tracer().trace(model)
         module = fx.GraphModule(model, graph)
         with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
             ShapeProp(module, fake_mode=fake).propagate(fake.from_tensor(images))
