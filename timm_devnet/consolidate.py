@@ -35,6 +35,7 @@ _NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 _ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)
 
 Linear = nn.Conv2d | nn.Linear
+Node = Any  # fx.Node, whose target and arguments may be anything as torch types them
 
 
 class Consolidated(nn.Module):
@@ -64,7 +65,7 @@ class Consolidated(nn.Module):
         """
         if mode:
             raise ValueError('A consolidated network is for evaluation: train the grown one and consolidate it again.')
-        return cast(Consolidated, super().train(False))
+        return super().train(False)
 
     def extra_repr(self) -> str:
         return '\n'.join(self.report)
@@ -117,6 +118,7 @@ def consolidate(model: nn.Module) -> Consolidated:
             'timm_devnet.grow or a name such as vgg16_wa2048 made, without a wrapper.'
         )
     whole = deepcopy(model).eval()
+    module: Any
     for module in whole.modules():
         if hasattr(module, 'grad_checkpointing'):  # means nothing without gradients, and cannot be traced
             module.grad_checkpointing = False
@@ -159,7 +161,7 @@ def _as_it_is(whole: nn.Module) -> fx.GraphModule:
 
 def _module(network: fx.GraphModule, node: Any) -> nn.Module | None:
     """The module that a node calls, if it calls one."""
-    return network.get_submodule(node.target) if isinstance(node, fx.Node) and node.op == 'call_module' else None
+    return network.get_submodule(node.target) if node.op == 'call_module' else None
 
 
 def _set_module(network: fx.GraphModule, target: str, module: nn.Module) -> None:
@@ -167,7 +169,7 @@ def _set_module(network: fx.GraphModule, target: str, module: nn.Module) -> None
     setattr(network.get_submodule(parent), name, module)
 
 
-def _replace(node: fx.Node, value: fx.Node) -> None:
+def _replace(node: Node, value: Node) -> None:
     node.replace_all_uses_with(value)
     node.graph.erase_node(node)
 
@@ -267,7 +269,8 @@ def _set_weights(layer: Linear, weight: Tensor, bias: Tensor | None) -> None:
 
 def _scaled_widths(model: Grown) -> dict[str, int]:
     """How many channels every reconciled block has, by the name of its module: pooling may double them."""
-    phases = {layer.name: layer.phase for layer in (*model.levels(model), *model.plan.layers)}
+    phases = {level.name: level.phase for level in model.levels(model)}
+    phases |= {layer.name: layer.phase for layer in model.plan.layers}
     widths = {}
     for layer in model.plan.layers:
         if layer.kind == 'scaled':
@@ -299,7 +302,7 @@ def _fold_scales(network: fx.GraphModule, widths: dict[str, int]) -> Iterator[st
         yield f'folded: the scales of {", ".join(blocks)} into {readers_named}'
 
 
-def _linear_readers(network: fx.GraphModule, node: fx.Node, widths: dict[str, int]) -> list[tuple[fx.Node, int]] | None:
+def _linear_readers(network: fx.GraphModule, node: Node, widths: dict[str, int]) -> list[tuple[Node, int]] | None:
     """The layers that read a block and where its channels begin there, None if some reader is none that is linear."""
     readers = []
     for user in node.users:
@@ -311,7 +314,7 @@ def _linear_readers(network: fx.GraphModule, node: fx.Node, widths: dict[str, in
     return readers if all(_linear(network, reader) for reader, _ in readers) else None
 
 
-def _linear(network: fx.GraphModule, node: fx.Node) -> Linear | None:
+def _linear(network: fx.GraphModule, node: Node) -> Linear | None:
     """The layer with weights (units, channels, ...) that a node calls, if it calls one."""
     module = _module(network, node)
     if isinstance(module, PositionLinear):
@@ -321,7 +324,7 @@ def _linear(network: fx.GraphModule, node: fx.Node) -> Linear | None:
     return module if isinstance(module, nn.Linear) else None
 
 
-def _block(node: fx.Node) -> str:
+def _block(node: Node) -> str:
     return str(node.target).removeprefix('grown.').removesuffix('.reconcile')
 
 
@@ -348,7 +351,7 @@ def _merge_units(network: fx.GraphModule, beside: dict[str, str]) -> Iterator[st
         beside: The level at which every layer of units stands, old or new, by the name of its module. Other old
             layers that read the same, such as the next stage's, gain nothing from being one with new units.
     """
-    groups: dict[tuple[Any, ...], list[fx.Node]] = {}
+    groups: dict[tuple[Any, ...], list[Node]] = {}
     for node in network.graph.nodes:
         kind = _kind(network, node)
         if kind is not None:
@@ -362,7 +365,7 @@ def _merge_units(network: fx.GraphModule, beside: dict[str, str]) -> Iterator[st
             yield f'merged: {names} into one layer of {_merge(network, nodes)} units'
 
 
-def _kind(network: fx.GraphModule, node: fx.Node) -> tuple[Any, ...] | None:
+def _kind(network: fx.GraphModule, node: Node) -> tuple[Any, ...] | None:
     """What layers have in common that can be one; None for any that cannot."""
     module = _module(network, node)
     if isinstance(module, PositionLinear):
@@ -375,7 +378,7 @@ def _kind(network: fx.GraphModule, node: fx.Node) -> tuple[Any, ...] | None:
     return type(module), module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode
 
 
-def _merge(network: fx.GraphModule, nodes: list[fx.Node]) -> int:
+def _merge(network: fx.GraphModule, nodes: list[Node]) -> int:
     """Put one wide layer in place of several, with one activation and pooling where theirs are the same."""
     layers = [cast(Linear, _linear(network, node)) for node in nodes]
     sizes = [len(layer.weight) for layer in layers]
@@ -398,7 +401,7 @@ def _merge(network: fx.GraphModule, nodes: list[fx.Node]) -> int:
     return sum(sizes)
 
 
-def _drop_resizing(maps: list[fx.Node]) -> None:
+def _drop_resizing(maps: list[Node]) -> None:
     """Leave maps that one layer computes as they are where they were brought to each other's size."""
     for node in maps:
         for user in list(node.users):
@@ -406,7 +409,7 @@ def _drop_resizing(maps: list[fx.Node]) -> None:
                 _replace(user, user.args[0])
 
 
-def _wide(network: fx.GraphModule, nodes: list[fx.Node], layers: list[Linear]) -> nn.Module:
+def _wide(network: fx.GraphModule, nodes: list[Node], layers: list[Linear]) -> nn.Module:
     positions = next((module for node in nodes if isinstance(module := _module(network, node), PositionLinear)), None)
     wide: Linear = positions.linear if positions else layers[0]
     shape = (-1, wide.in_features) if isinstance(wide, nn.Linear) else (-1, *wide.weight.shape[1:])
@@ -420,13 +423,13 @@ def _wide(network: fx.GraphModule, nodes: list[fx.Node], layers: list[Linear]) -
     return positions or cast(nn.Module, wide)
 
 
-def _activation(network: fx.GraphModule, node: fx.Node) -> Any:
+def _activation(network: fx.GraphModule, node: Node) -> Any:
     """What tells one activation from another; None for what is none."""
     module = _module(network, node)
     return (type(module), getattr(module, 'approximate', '')) if type(module) in _ELEMENTWISE else None
 
 
-def _pooling(network: fx.GraphModule, node: fx.Node) -> Any:
+def _pooling(network: fx.GraphModule, node: Node) -> Any:
     """What tells one global pooling from another; None for what is none, or gives several numbers a channel."""
     module = _module(network, node)
     is_pooling = isinstance(module, SelectAdaptivePool2d) and module.feat_mult() == 1 and not module.is_identity()

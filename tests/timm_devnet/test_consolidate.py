@@ -1,6 +1,7 @@
 """A consolidated network gives the grown network's logits, whatever it grew from and by, from fewer layers."""
 
 import copy
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -102,13 +103,14 @@ def test_scale_that_the_output_reads_stays() -> None:
     assert 'stays: the scale of conv_head_1_scaled, since not all that reads it is linear' in consolidated.report
 
 
-def test_norms_scales_and_dropout_are_gone(build_grown: Build) -> None:
-    consolidated = timm_devnet.consolidate(build_grown(num_classes=7, drop_rate=0.5))
+@pytest.mark.parametrize('name', SOME)
+def test_norms_scales_and_dropout_are_gone(name: str, narrow: None) -> None:
+    consolidated = timm_devnet.consolidate(timm.create_model(name, **SAMPLES[name], num_classes=7, drop_rate=0.5))
     assert [kinds(consolidated, kind) for kind in (nn.BatchNorm2d, Reconcile, nn.Dropout)] == [0, 0, 0]
 
 
-def test_model_stays_as_it_was(build_grown: Build) -> None:
-    model = as_trained(build_grown(num_classes=7)).train()
+def test_model_stays_as_it_was() -> None:
+    model = as_trained(timm.create_model(LITE, growth='wwa32', num_classes=7)).train()
     before = copy.deepcopy(model.state_dict())
     timm_devnet.consolidate(model)
     assert all(torch.equal(number, before[key]) for key, number in model.state_dict().items())
@@ -163,11 +165,13 @@ def test_gradient_checkpointing_is_no_matter(images: Tensor) -> None:
     assert model.grad_checkpointing
 
 
-def test_saved_weights_load_by_name(build_grown: Build, images: Tensor, tmp_path: Path) -> None:
-    consolidated = timm_devnet.consolidate(as_trained(build_grown(num_classes=7)))
+@pytest.mark.parametrize('name', SOME)
+def test_saved_weights_load_by_name(name: str, images: Tensor, tmp_path: Path, narrow: None) -> None:
+    build = functools.partial(timm.create_model, name, **SAMPLES[name], num_classes=7)
+    consolidated = timm_devnet.consolidate(as_trained(build()))
     save_file(consolidated.state_dict(), tmp_path / 'deployed.safetensors')
     torch.manual_seed(1)
-    again = timm_devnet.consolidate(build_grown(num_classes=7))
+    again = timm_devnet.consolidate(build())
     again.load_state_dict(load_file(tmp_path / 'deployed.safetensors'))
     assert torch.equal(again(images), consolidated(images))
 
@@ -208,8 +212,7 @@ def test_asks_for_no_gradients_and_no_training(images: Tensor) -> None:
         consolidated.train()
 
 
-def test_report_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    consolidated = timm_devnet.consolidate(timm.create_model(LITE, growth='wa32', num_classes=7))
+def test_report_is_shown(consolidated: timm_devnet.Consolidated) -> None:
     assert all(line in repr(consolidated) for line in consolidated.report)
 
 
