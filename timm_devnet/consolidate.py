@@ -86,9 +86,9 @@ class PositionLinear(nn.Module):
 def consolidate(model: nn.Module) -> Consolidated:
     """Make the deployment form of a grown network; it is a copy, and `model` stays as it is.
 
-    Its logits are those of `model` in evaluation up to rounding: in float32 the largest difference is below 1e-5 of the
-    largest logit. BatchNorms are folded into the convolutions before them, scales (gamma) into the layers that read
-    them; old and new units that read the same become one layer; dropout goes. The division of each block by its own L2
+    Its logits are those of `model` in evaluation up to rounding, which docs/deploying.md has in figures. BatchNorms are
+    folded into the convolutions before them, scales (gamma) into the layers that read them; old and new units that read
+    the same become one layer; dropout goes. The division of each block by its own L2
     norm stays, since it depends on the sample. `report` of the result says what became of what.
 
     The form depends on the architecture alone, so saved weights load into `consolidate` of a network of the same name.
@@ -124,9 +124,7 @@ def consolidate(model: nn.Module) -> Consolidated:
             module.grad_checkpointing = False
     try:
         graph = _Tracer().trace(whole)
-    except (
-        Exception
-    ) as problem:  # a network may do anything with its input, and fail in any way where that is no tensor
+    except Exception as problem:  # torch.fx and the layers themselves raise errors of every kind
         return Consolidated(_as_it_is(whole), (f'stays: the whole network, since torch.fx cannot trace it: {problem}',))
     network = fx.GraphModule(whole, graph)
     _drop_idle(network)
@@ -199,6 +197,8 @@ def _hand_on_features(network: fx.GraphModule, widths: list[int]) -> None:
     for node in list(network.graph.nodes):
         if node.op == 'call_method' and node.target == 'split' and list(node.args[1]) == widths:
             joined = node.args[0]
+            if len(widths) > 1 and joined.target is not torch.cat:
+                continue
             parts = [joined] if len(widths) == 1 else joined.args[0]
             for user in list(node.users):
                 _replace(user, parts[user.args[1]])
@@ -315,8 +315,10 @@ def _linear_readers(network: fx.GraphModule, node: Node, widths: dict[str, int])
 
 
 def _linear(network: fx.GraphModule, node: Node) -> Linear | None:
-    """The layer with weights (units, channels, ...) that a node calls, if it calls one."""
+    """The layer with weights (units, channels, ...) that a node calls, if it calls one, and no other node does."""
     module = _module(network, node)
+    if sum(other.op == 'call_module' and other.target == node.target for other in network.graph.nodes) > 1:
+        return None
     if isinstance(module, PositionLinear):
         return module.linear
     if type(module) in _CONVOLUTIONS and cast(nn.Conv2d, module).groups == 1:

@@ -148,6 +148,15 @@ def test_convolution_that_does_more_keeps_its_norm(images: Tensor) -> None:
     assert_same_logits(as_trained(model), images)
 
 
+def test_layer_that_runs_twice_keeps_its_weights(monkeypatch: pytest.MonkeyPatch, images: Tensor) -> None:
+    model = as_trained(timm.create_model(LITE, growth='wa32', num_classes=7))
+    head = type(model).forward_head
+    monkeypatch.setattr(
+        type(model), 'forward_head', lambda self, x: head(self, x) + self.classifier(head(self, x, True) ** 2)
+    )
+    assert_same_logits(model, images)
+
+
 def test_network_that_cannot_be_traced_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, images: Tensor) -> None:
     model = as_trained(timm.create_model(LITE, growth='wa32', num_classes=7, drop_rate=0.5))
     whole = type(model).forward
