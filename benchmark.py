@@ -10,7 +10,6 @@ import itertools
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,11 @@ from torch import nn
 
 import timm_devnet
 import train
+from benchmarks.consolidate_speed import consolidate
 from benchmarks.coverage import coverage
 from benchmarks.publish_speed import hub
 from benchmarks.resources import memory, scaling
+from benchmarks.timing import interleave
 from benchmarks.train_speed import train as train_speed
 from training import devices
 from training.config import DIGITS, ELPV, Config
@@ -207,29 +208,6 @@ def create(name: str) -> Any:
     return timm.create_model(registered, **options)
 
 
-def interleave(actions: Sequence[Callable[[], Any]], repeats: int, warmup: int = 1) -> list[list[float]]:
-    """Time actions in turn, so that whatever slows the machine meets all of them.
-
-    Args:
-        actions: What to time.
-        repeats: Timed rounds.
-        warmup: Rounds before, untimed.
-
-    Returns:
-        Seconds of every round, for each action.
-    """
-    seconds: list[list[float]] = [[] for _ in actions]
-    for turn in range(warmup + repeats):
-        for action, times in zip(actions, seconds, strict=True):
-            start = time.perf_counter()
-            result = action()
-            elapsed_s = time.perf_counter() - start
-            del result  # freeing it is not part of the next action's time
-            if turn >= warmup:
-                times.append(elapsed_s)
-    return seconds
-
-
 def describe_range(values: Sequence[float]) -> str:
     """Median and range of ratios."""
     return f'{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})'
@@ -380,6 +358,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     'memory': memory,
     'scaling': scaling,
     'hub': hub,
+    'consolidate': consolidate,
     'growths': growths,
     'coverage': coverage,
 }

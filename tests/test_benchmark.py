@@ -10,7 +10,7 @@ import timm
 import torch
 
 import benchmark
-from benchmarks import publish_speed, resources, train_speed
+from benchmarks import publish_speed, resources, timing, train_speed
 from benchmarks.images import make_folder
 from training.config import DIGITS, Config
 
@@ -19,9 +19,9 @@ ROOT = Path(__file__).parent.parent
 
 def test_actions_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
-    monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: next(clock))
+    monkeypatch.setattr(timing.time, 'perf_counter', lambda: next(clock))
     calls: list[str] = []
-    seconds = benchmark.interleave([lambda: calls.append('a'), lambda: calls.append('b')], repeats=2, warmup=1)
+    seconds = timing.interleave([lambda: calls.append('a'), lambda: calls.append('b')], repeats=2, warmup=1)
     assert calls == ['a', 'b'] * 3
     assert seconds == [[1, 1], [1, 1]]
 
@@ -50,6 +50,13 @@ def test_overhead_fails_above_its_limit(capsys: pytest.CaptureFixture[str]) -> N
     assert benchmark.overhead(**options, limit=1e9) == 0
     assert benchmark.overhead(**options, limit=-1.0) == 1
     assert '| tf_efficientnet_lite0 | wa64 |' in capsys.readouterr().out
+
+
+def test_consolidate_fails_above_its_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = dict(models=('tf_efficientnet_lite0_wa256',), batch_sizes=(2,), img_size=32, repeats=1)
+    assert benchmark.consolidate(**options, limit=1e9) == 0
+    assert benchmark.consolidate(**options, limit=0.0) == 1
+    assert '| `tf_efficientnet_lite0_wa256` | 2 |' in capsys.readouterr().out
 
 
 def test_models_table_is_relative_to_the_base_before() -> None:

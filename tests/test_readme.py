@@ -57,6 +57,17 @@ def test_python_blocks_run(
     assert "['new', 'conv_head_1-new'" in printed or "['new', 'conv_head-new'" in printed
 
 
+def test_blocks_about_deploying_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks(PAGES['docs/deploying.md'], 'python'):
+        exec(compile(block, 'deploying.md', 'exec'), names)
+    assert 'merged: conv_head, grown.conv_head_1.conv' in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {'deployed.safetensors', 'deployed.pt2'}
+
+
 @pytest.mark.parametrize('command', commands())
 def test_commands_exist(command: str) -> None:
     words = shlex.split(re.sub(r'^([A-Z_]+=\w+ )+', '', command.partition('>')[0]))

@@ -3,6 +3,7 @@
 from importlib.resources import as_file, files
 
 from . import models
+from .consolidate import Consolidated, consolidate
 from .frozen import split_frozen
 from .growable import Growable, list_growable
 from .growing import block_logits, block_names, grow, to_own_layout
@@ -15,11 +16,13 @@ from .regimes import parameter_groups, regimes
 from .registration import resolve_name
 
 __all__ = [
+    'Consolidated',
     'Growable',
     'Growth',
     'Reconcile',
     'block_logits',
     'block_names',
+    'consolidate',
     'convert_lite',
     'grow',
     'list_growable',

@@ -83,7 +83,7 @@ def split_frozen(model: nn.Module, images: Tensor) -> tuple[nn.Module, FrozenHea
 
 
 class Tracer(fx.Tracer):
-    """torch.fx's, which leaves alone what timm says cannot be traced."""
+    """Looks inside all modules but torch's own and those that timm and this project keep whole."""
 
     def __init__(self) -> None:
         super().__init__(

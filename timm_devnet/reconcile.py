@@ -6,7 +6,7 @@ import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-__all__ = ['Reconcile', 'reconcile']
+__all__ = ['Reconcile', 'UnitLength', 'reconcile']
 
 
 def reconcile(block: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
@@ -32,12 +32,18 @@ def reconcile(block: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
         tensor([[6.0000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    wide = block.float() if block.dtype == torch.float16 or block.dtype == torch.bfloat16 else block
-    wide = wide.unflatten(1, (-1, scale.shape[0]))
-    norm = torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True)
-    inverse = torch.where(norm > eps, 1 / norm.clamp(min=eps), torch.zeros_like(norm))
-    scaled = ((wide * inverse).movedim(2, -1) * scale).movedim(-1, 2)
+    wide = _widen(block).unflatten(1, (-1, scale.shape[0]))
+    scaled = (_unit_length(wide, [1, 2], eps).movedim(2, -1) * scale).movedim(-1, 2)
     return scaled.flatten(1, 2).to(block.dtype)
+
+
+def _widen(block: Tensor) -> Tensor:
+    return block.float() if block.dtype == torch.float16 or block.dtype == torch.bfloat16 else block
+
+
+def _unit_length(wide: Tensor, dim: list[int], eps: float = 1e-6) -> Tensor:
+    norm = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
+    return wide * torch.where(norm > eps, 1 / norm.clamp(min=eps), torch.zeros_like(norm))
 
 
 @register_notrace_module  # reason: the choice of dtype is control flow that FX cannot trace
@@ -73,3 +79,12 @@ class Reconcile(nn.Module):
 
     def extra_repr(self) -> str:
         return f'{self.scale.shape[0]}, scale_init={self.scale_init}'
+
+
+@register_notrace_module  # reason: as Reconcile
+class UnitLength(nn.Module):
+    """A block's L2 norm alone, where its scale is part of the layer that reads it."""
+
+    def forward(self, block: Tensor) -> Tensor:
+        """The block (N, C) or (N, C, H, W) divided by its norm over C."""
+        return _unit_length(_widen(block), [1]).to(block.dtype)
