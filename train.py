@@ -27,7 +27,7 @@ from training.metrics import evaluate, objective, split_output
 from training.progress import LiveLine, describe_epoch
 from training.report import write_report
 from training.run_folder import RunFolder, describe_run, find_folder, make_folder
-from training.session import Session, follow_thaw, prepare, refuse_faults, resume, save
+from training.session import Session, change, prepare, refuse_faults, resume, save
 
 EXIT_USER_ERROR = 2
 EXIT_AT_ONCE = 128 + signal.SIGINT  # as shells have it
@@ -237,10 +237,8 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine, inter
             is_best = progress.best() is row
             folder.write_weights(session.evaluated, weights, classes, session.input_format, config, is_best)
             folder.write_metrics(progress.history)
-    if session.thawing.thaw(progress.epoch):
-        follow_thaw(session)
-        if accelerator.is_main_process:
-            live_line.write(networks.describe(config, session.network, session.thawing.regime))
+    if change(session) and accelerator.is_main_process:
+        live_line.write(networks.describe(config, session.network, session.thawing.regime))
 
 
 def report(session: Session, folder: RunFolder) -> None:

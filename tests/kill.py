@@ -53,6 +53,7 @@ CONFIGURATIONS = {
     'two processes, cached features': f'{GROWN} --regime new --cache-features 1 --batch-size 2',
     'thaw, moving average, mixup': '--regime new --thaw all@1 --model-ema --mixup 0.2 --reprob 0.5',
     'several labels, mixup': '--multi-label --mixup 0.2',
+    'grow': f'{GROWN} --grow wa32@1 --model-ema --epochs 3',
     'adamw, skip': '--opt adamw --lr 0.001 --nonfinite skip --sched cosine',
 }
 PROCESSES = {

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from .any_network import grown_class
 from .grown import FAMILIES, Grown, Options
 from .growth import Growth, parse
+from .optimizer_state import Before, average_of, carry_average, carry_optimizer, inner_optimizer
 from .plan import Level
 
-__all__ = ['block_logits', 'block_names', 'family_of', 'grow', 'old_levels', 'to_own_layout']
+__all__ = ['block_logits', 'block_names', 'check_growth', 'family_of', 'grow', 'old_levels', 'to_own_layout']
 
 
 def family_of(model: nn.Module) -> type[Grown]:
@@ -43,7 +45,14 @@ def to_own_layout(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
     return family_of(model).to_own_layout(state_dict)
 
 
-def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_init: str = 'random') -> nn.Module:
+def grow(
+    model: nn.Module,
+    growth: str,
+    scale_init: float | None = 10.0,
+    new_init: str = 'random',
+    optimizer: Any = None,
+    ema: Any = None,
+) -> nn.Module:
     """Let a network grow: add new units, keep everything it has learnt.
 
     Works on a plain network and on one that has grown before, trained or not; its parameters stay the same objects.
@@ -52,6 +61,19 @@ def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_ini
     New units depend on torch's seed (`torch.manual_seed`) and on their names alone: the same seed gives the same units,
     however the network was built.
 
+    In the middle of a run the optimizer goes on with what it knows (momenta, moments, counts of steps). The classifier
+    takes its old place there; the state of its old columns stays and that of new ones is zero, but where its state has
+    other shapes than its weights (Adafactor and others that factor it), or it reads a new layer on top, it starts anew.
+    New parameters join the groups `new` and `new, not decayed` of `timm_devnet.parameter_groups`, and a schedule goes
+    on. An optimizer without them gets them, with the settings of the old top layer's group and ten times its rate (or
+    those of the classifier's, where the top layer is frozen). timm's schedules do not see groups that come later: make
+    the schedule anew then, with the same arguments, and give it the present place; the groups carry what it needs.
+
+    What is frozen stays so; new units and the classifier, which reads them, learn. A network that accelerate has
+    prepared is unwrapped first: `network = accelerator.unwrap_model(model, keep_fp32_wrapper=False,
+    keep_torch_compile=False)`, grow `network`, `accelerator.free_memory()`, and prepare it again, with the optimizer.
+    Several processes must grow under the same seed.
+
     Args:
         model: A timm network of a family that can grow. It is changed itself; copy it first to keep the old one.
         growth: What to add, such as 'wa2048', 'mwa' or 'wa2048_wa1024'; see `timm_devnet.growth`.
@@ -59,12 +81,16 @@ def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_ini
             use 0: it drops arguments that are None).
         new_init: 'random' (He's law), or 'copy': copies of the old units beside them plus noise; units on top, which
             have none beside them, start at random.
+        optimizer: That trains the network, also as accelerate has prepared it.
+        ema: Moving average of the network, as timm's ModelEmaV3. It grows too: old averages go on, new ones start at
+            the network's values.
 
     Returns:
         The same model, grown.
 
     Raises:
-        ValueError: If the growth, the network or an option is none that is known.
+        ValueError: If the growth, the network or an option is none that is known, the network is wrapped, or the
+            optimizer or the average is another's. Nothing is changed then.
 
     Source:
         Growing a Brain (Wang, Ramanan, Hebert, 2017), section 3; `mwa` and `skip` are this project's.
@@ -74,25 +100,74 @@ def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_ini
         >>> model = timm_devnet.grow(timm.create_model('tf_efficientnet_lite0', num_classes=10), 'mwa512')
         >>> timm_devnet.block_names(model)
         ['conv_head', 'conv_head_1', 'conv_head_2']
+        >>> groups = timm_devnet.parameter_groups(model, 'new', lr=0.01, weight_decay=5e-4)
+        >>> optimizer = timm.optim.create_optimizer_v2(groups, 'momentum', lr=0.01)
+        >>> model = timm_devnet.grow(model, 'wa256', optimizer=optimizer)
+        >>> [(group['name'], len(group['params'])) for group in optimizer.param_groups]
+        [('new', 4), ('new, not decayed', 11)]
     """
+    whole = check_growth(model, growth, scale_init, new_init)
+    holder = None if optimizer is None else inner_optimizer(optimizer, model)
+    average = None if ema is None else average_of(ema, model)
+    before, family, old_plan, steps = Before(model), family_of(model), None, 0
+    if isinstance(model, Grown):
+        old_plan, steps = model.plan, len(parse(model.growth).steps)
+    vars(model).pop('forward', None)  # accelerate leaves one behind: the method of the class that the network was of
+    model.__class__ = family  # in place: the same modules, the same parameters
+    assert isinstance(model, Grown)
+    model.take(whole, Options(scale_init, new_init), settled=steps)
+    keeps_columns = model.reads_on(old_plan)
+    if holder is not None:
+        carry_optimizer(holder, model, before, keeps_columns)
+    if average is not None:
+        carry_average(grow(average, growth, scale_init, new_init), model, before)
+    return model
+
+
+def check_growth(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_init: str = 'random') -> Growth:
+    """Refuse a growth that cannot be, before anything is changed.
+
+    Args:
+        model, growth, scale_init, new_init: As for `grow`.
+
+    Returns:
+        All that the network will have grown by, from the old network on.
+
+    Raises:
+        ValueError: As `grow`.
+    """
+    _check_bare(model)
     options, family = Options(scale_init, new_init), family_of(model)
     added = parse(growth, family.units_for(model))
     before = parse(model.growth).steps if isinstance(model, Grown) else ()
     whole = Growth((*before, *added.steps))
-    planned = family.plan_for(model, whole, options)  # refuses what cannot be, before anything is changed
+    planned = family.plan_for(model, whole, options)
     family.check_copies(planned, whole, options, len(before))
     if next(model.parameters()).device.type == 'cpu':
         family.check_room(model, planned, len(before))
-    if not isinstance(model, Grown):
-        model.__class__ = family  # in place: the same modules, the same parameters
-    elif options.scale_init != model.options.scale_init:
+    if isinstance(model, Grown) and options.scale_init != model.options.scale_init:
         raise ValueError(
             f'The network has grown with scale_init={model.options.scale_init} and goes on with it; '
             f'given scale_init={scale_init}.'
         )
-    assert isinstance(model, Grown)
-    model.take(whole, options, settled=len(before))
-    return model
+    return whole
+
+
+def _check_bare(model: nn.Module) -> None:
+    """Refuse a network that something goes around, which would not see it grow."""
+    forward = vars(model).get('forward')
+    is_own = forward is None or getattr(forward, '__func__', None) is type(model).forward
+    is_wrapped = isinstance(getattr(model, 'module', getattr(model, '_orig_mod', None)), nn.Module)
+    if is_wrapped or not is_own:
+        what = f'is inside {type(model).__name__}' if is_wrapped else 'has a forward that is not its own'
+        raise ValueError(
+            f'The network {what}, which would not see it grow: take network = accelerator.unwrap_model(model, '
+            'keep_fp32_wrapper=False, keep_torch_compile=False), grow network, and prepare it again with its optimizer.'
+        )
+    if any(hasattr(parameter, 'full_tensor') for parameter in model.parameters()):
+        raise ValueError(
+            "The network's parameters are spread over the processes: grow it before FSDP or DeepSpeed spread them."
+        )
 
 
 def block_names(model: nn.Module) -> list[str]:

@@ -236,10 +236,10 @@ class Grown(nn.Module):
         self.growth, self.options, self.settled = str(growth), options, settled
         # How many of its steps the weights held that it was given when timm's `create_model` built it.
         self.held = getattr(self, 'held', 0)
+        self._thaw_container()
         for layer in self.plan_for(self, growth, options).layers:
             if layer.name not in self.grown:
-                self.grown[layer.name] = self._build(layer)
-        self.grown.train(self.training)
+                self.grown[layer.name] = self._build(layer).train(self.training)
         self._wire()
         self.init_new(settled)
         old = self.get_classifier()
@@ -250,6 +250,13 @@ class Grown(nn.Module):
 
     def _begin(self) -> None:
         """Prepare a network that grows for the first time; for families that have something to keep of it."""
+
+    def _thaw_container(self) -> None:
+        """Let new layers follow `train()` beside earlier ones that a regime keeps in evaluation as a whole."""
+        frozen = vars(self.grown).pop('train', None)  # of regimes.py, which sets it on whatever is frozen as a whole
+        self.grown.training = self.training
+        for added in self.grown.children() if frozen is not None else ():
+            added.train = partial(frozen.func, added)  # type: ignore[method-assign]
 
     def _wire(self) -> None:
         """Set the plain lists and numbers that the forward pass reads."""
@@ -311,14 +318,24 @@ class Grown(nn.Module):
             old_plan: The plan of the network that it belonged to, None for the old network.
         """
         new = self.get_classifier()
-        if isinstance(old, nn.Linear | nn.Conv2d) and isinstance(new, nn.Linear) and not old.weight.is_meta:
-            blocks = old_plan.blocks if old_plan else (self.levels(self)[0].name,)
-            weight, bias = old.weight.flatten(1), old.bias
-            if self.plan.blocks[: len(blocks)] == blocks and len(weight) == new.out_features:
-                with torch.no_grad():
-                    new.weight.zero_()
-                    new.weight[:, : weight.shape[1]] = weight
-                    new.bias.zero_() if bias is None else new.bias.copy_(bias)
+        if not isinstance(old, nn.Linear | nn.Conv2d) or not isinstance(new, nn.Linear) or old.weight.is_meta:
+            return
+        weight, bias = old.weight.flatten(1), old.bias
+        if self.reads_on(old_plan) and len(weight) == new.out_features:
+            with torch.no_grad():
+                new.weight.zero_()
+                new.weight[:, : weight.shape[1]] = weight
+                new.bias.zero_() if bias is None else new.bias.copy_(bias)
+
+    def reads_on(self, old_plan: Plan | None) -> bool:
+        """Whether the classifier reads what it read under an earlier plan (None: in the old network), and then more."""
+        blocks = old_plan.blocks if old_plan else (self.levels(self)[0].name,)
+        return self.plan.blocks[: len(blocks)] == blocks
+
+    def settle(self, steps: int) -> None:
+        """Say how many steps of the growth count as old; the later ones are new, and learn at the pace of new units."""
+        self.settled = steps
+        self._label()
 
     def _label(self) -> None:
         """Record where timm looks for it how the network can be built again."""
@@ -335,6 +352,7 @@ class Grown(nn.Module):
         self._model_args.pop('source', None)
         if not known:
             self._model_args['source'] = '.'.join(filter(None, (self.base_name, cfg.get('tag'))))
+        self._model_args.pop('settled', None)
         if self.settled:
             self._model_args['settled'] = self.settled
             self._model_args['new_init'] = 'random'  # what is there already need not be copied again

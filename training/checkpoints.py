@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -227,7 +227,13 @@ def newest_whole(folder: Path, accelerator: Accelerator) -> Path:
     return whole
 
 
-def load_checkpoint(folder: Path, accelerator: Accelerator, state: RunState, config: Config) -> Progress:
+def load_checkpoint(
+    folder: Path,
+    accelerator: Accelerator,
+    state: RunState,
+    config: Config,
+    grow_for: Callable[[int], object] | None = None,
+) -> Progress:
     """Load the newest whole checkpoint into what was prepared.
 
     Args:
@@ -235,6 +241,7 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, state: RunState, con
         accelerator: Joins the processes.
         state: Takes what was saved.
         config: Says whether the size of an update may have changed, and how to seed a new process.
+        grow_for: Lets the network grow, before it is loaded, as it had after a number of whole epochs.
 
     Returns:
         The place of the run.
@@ -251,6 +258,8 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, state: RunState, con
     place, remark = find_place(progress.update, others['update_size'], state.order, config)
     if len(processes) != accelerator.num_processes:
         remark += f'; saved by {len(processes)} processes, now {accelerator.num_processes}'
+    if grow_for is not None:
+        grow_for(progress.epoch)
     weights = load_file(newest / 'model.safetensors')
     state.network.load_state_dict(sharding.spread_weights(weights, state.network))
     state.optimizer.load_state_dict(others['optimizer'])

@@ -138,6 +138,9 @@ class Config:
     """What learns, from least to most: new, then the layers below it by name (see timm_devnet.regimes), up to all."""
     thaw: str | None = None
     """Regimes that follow --regime and the number of epochs after which each does: fc7-new@5,all@10."""
+    grow: tuple[str, ...] = ()
+    """Growths that come while the run goes, and the number of epochs after which each does: wa512@3 wa256@6. What is
+    added counts as new until the run ends."""
     lr: float = 0.01
     """Learning rate of pretrained layers."""
     new_lr_mult: float = 10.0
@@ -296,7 +299,7 @@ class Config:
             raise ValueError(f'--torchcompile {self.torchcompile} is not known; it is one of {", ".join(backends)}')
         if self.cache_dtype is not None and self.cache_features is None:
             raise ValueError(f'--cache-dtype {self.cache_dtype} needs --cache-features')
-        varying = [name for name in ('mixup', 'cutmix', 'reprob', 'thaw', 'model_ema') if getattr(self, name)]
+        varying = [name for name in ('mixup', 'cutmix', 'reprob', 'thaw', 'grow', 'model_ema') if getattr(self, name)]
         if self.cache_features and varying:
             flags = ', '.join(f'--{name.replace("_", "-")}' for name in varying)
             raise ValueError(f'--cache-features keeps what frozen layers give for whole images: leave out {flags}')
@@ -310,6 +313,7 @@ class Config:
         self._validate_optimizer()
         self._validate_augmentation()
         self._validate_thaws()
+        self._validate_growths()
 
     def _validate_task(self) -> None:
         """Refuse what has no meaning where images have several labels, or one."""
@@ -380,6 +384,30 @@ class Config:
         parts = [re.fullmatch(r'([^@]+)@(\d+)', part.strip()) for part in self.thaw.split(',')] if self.thaw else []
         if not all(parts):
             raise ValueError(f'--thaw {self.thaw} is not understood: write REGIME@EPOCHS, as in fc7-new@5,all@10')
+        return [(part[1], int(part[2])) for part in parts if part]
+
+    def _validate_growths(self) -> None:
+        """Refuse a --grow that never happens; its growths are checked when the network is known."""
+        epochs, given = [epoch for _, epoch in self.growths()], ' '.join(self.grow)
+        if any(later <= earlier for earlier, later in itertools.pairwise(epochs)):
+            raise ValueError(f'--grow {given} must name epochs in rising order')
+        if self.epochs is not None and epochs and not 1 <= min(epochs) <= max(epochs) < self.epochs:
+            raise ValueError(
+                f'--grow {given} is out of range: epochs must be at least 1 and below --epochs {self.epochs}'
+            )
+
+    def growths(self) -> list[tuple[str, int]]:
+        """Read --grow.
+
+        Returns:
+            Growths, and the number of finished epochs after which each comes.
+
+        Raises:
+            ValueError: It is not of the form GROWTH@EPOCHS GROWTH@EPOCHS.
+        """
+        parts = [re.fullmatch(r'([^@]+)@(\d+)', part) for part in self.grow]
+        if not all(parts):
+            raise ValueError(f'--grow {" ".join(self.grow)} is not understood: write GROWTH@EPOCHS, as in wa512@3')
         return [(part[1], int(part[2])) for part in parts if part]
 
     @property

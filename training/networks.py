@@ -216,7 +216,8 @@ def describe(config: Config, model: nn.Module, regime: str) -> str:
     """Say in a line what learns."""
     total = sum(parameter.numel() for parameter in model.parameters())
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return f'{config.model}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {regime})'
+    grown = f' grown by {vars(model)["growth"]}' if config.grow and 'growth' in vars(model) else ''
+    return f'{config.model}{grown}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {regime})'
 
 
 def input_format(model: nn.Module, img_size: int | None) -> InputFormat:

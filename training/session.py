@@ -22,6 +22,7 @@ from .config import Config
 from .data import InputFormat, Normalize, create_images, create_loaders
 from .faults import Fault, shared_writing
 from .features import Features
+from .grow import Growing, check_growths
 from .image_cache import open_cache
 from .metrics import BadImages, MeanLoss, objective
 from .nonfinite import LossWatch
@@ -63,6 +64,7 @@ class Session:
     """What the frozen part gives, if it is computed once only."""
     augment: BatchAugmentation
     thawing: Thawing
+    growing: Growing
     ema: ModelEmaV3 | None
     """Moving average of the network's weights."""
     curves: trackers.Curves
@@ -103,6 +105,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     input_format = networks.input_format(network, config.img_size)
     networks.check_img_size(network, input_format.img_size)
     check_thaws(config, network, accelerator)
+    check_growths(config, network, accelerator)
     groups = create_groups(config, network, config.regime)
     learner = networks.BlockAnswers(network) if config.block_loss else network
     config = dataclasses.replace(
@@ -152,6 +155,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         features=features,
         augment=BatchAugmentation(config, num_classes, accelerator.process_index, task),
         thawing=Thawing(config, network, prepared_optimizer),
+        growing=Growing(config, network, prepared_optimizer, ema),
         ema=ema,
         curves=trackers.Curves(accelerator, order.update_size),
         watch=LossWatch(network, sources['train'], skips=config.nonfinite == 'skip'),
@@ -180,19 +184,49 @@ def resume(session: Session, folder: RunFolder) -> None:
     """Go on with a run, under the same options and on the same data, from its newest checkpoint."""
     folder.refuse_changes(describe_run(session.config, session.sources, len(session.order.indices)))
     session.base = {name: value for name, value in folder.read_run().items() if name == 'base'}  # it began with that
-    session.progress = load_checkpoint(folder.state, session.accelerator, session.state, session.config)
-    if session.thawing.passed:
-        follow_thaw(session)
+    session.progress = load_checkpoint(
+        folder.state, session.accelerator, session.state, session.config, lambda epoch: grow(session, epoch)
+    )
+    if session.growing.passed or session.thawing.passed:
+        follow_changes(session, is_bare=session.growing.passed > 0)
 
 
-def follow_thaw(session: Session) -> None:
-    """Let the schedule, and DDP, know of what has thawed."""
+def change(session: Session) -> bool:
+    """Let the network grow and thaw as is due after the epochs that are finished; tells whether it has changed."""
+    grows = grow(session, session.progress.epoch)
+    if not session.thawing.thaw(session.progress.epoch) and not grows:
+        return False
+    follow_changes(session, is_bare=grows)
+    return True
+
+
+def grow(session: Session, epoch: int) -> bool:
+    """Let the network grow by what is due; then it is unwrapped, and must be prepared again."""
+    if not session.growing.due(epoch):
+        return False
+    unwrap(session)
+    assert session.config.memory_format is not None
+    session.growing.grow(epoch, session.thawing.regime, LAYOUTS[session.config.memory_format])
+    return True
+
+
+def unwrap(session: Session) -> None:
+    """Take away what accelerate has put around the network."""
+    session.model = session.accelerator.unwrap_model(session.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+
+
+def follow_changes(session: Session, is_bare: bool) -> None:
+    """Let the schedule, and what wraps the network, know of what has grown or thawed.
+
+    Args:
+        session: Of this process.
+        is_bare: Whether the network is unwrapped.
+    """
     accelerator = session.accelerator
-    if accelerator.num_processes > 1:  # DDP has noted what it averages
-        inner = accelerator.unwrap_model(session.model, keep_fp32_wrapper=False, keep_torch_compile=False)
-        session.model = inner
+    if is_bare or accelerator.num_processes > 1:  # DDP has noted what it averages
+        unwrap(session)
         accelerator.free_memory()  # else the earlier DDP would average too
-        session.model, *_ = accelerator.prepare(inner, session.optimizer, *session.loaders.values())
+        session.model, *_ = accelerator.prepare(session.model, session.optimizer, *session.loaders.values())
     settle(session)
     session.schedule = create_schedule(session.config, session.optimizer.optimizer, session.order.updates)
     session.schedule.step_update(session.step)

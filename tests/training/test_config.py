@@ -85,6 +85,11 @@ def test_flags(flags: list[str], field: str, value: object) -> None:
         ({'thaw': 'fc7-new@5,all@5'}, r'must name epochs in rising order'),
         ({'thaw': 'all@0', 'epochs': 3}, r'at least 1 and below --epochs 3'),
         ({'thaw': 'all@3', 'epochs': 3}, r'at least 1 and below --epochs 3'),
+        ({'cache_features': 1, 'regime': 'new', 'grow': ('wa16@1',)}, r'whole images: leave out --grow'),
+        ({'grow': ('wa16',)}, r'--grow wa16 is not understood: write GROWTH@EPOCHS'),
+        ({'grow': ('wa16@5', 'wa8@5')}, r'--grow wa16@5 wa8@5 must name epochs in rising order'),
+        ({'grow': ('wa16@0',), 'epochs': 3}, r'--grow wa16@0 is out of range: .* below --epochs 3'),
+        ({'grow': ('wa16@3',), 'epochs': 3}, r'--grow wa16@3 is out of range: .* below --epochs 3'),
     ],
 )
 def test_values_no_run_can_have(options: dict, message: str) -> None:

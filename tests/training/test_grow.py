@@ -1,0 +1,89 @@
+from typing import Any
+
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from torch import nn
+
+import timm_devnet
+from training.config import Config
+from training.grow import Growing, check_growths
+from training.schedule import create_groups, create_optimizer
+
+CONFIG = Config(model='tf_efficientnet_lite0', regime='new', grow=('wa16@1', 'wa8@3'), epochs=5)
+
+
+@pytest.fixture
+def network() -> Any:
+    return timm.create_model('tf_efficientnet_lite0', num_classes=3).train()
+
+
+def start(network: nn.Module, config: Config = CONFIG) -> Growing:
+    AcceleratorState._reset_state()
+    optimizer = Accelerator(cpu=True).prepare(create_optimizer(config, create_groups(config, network, config.regime)))
+    return Growing(config, network, optimizer)
+
+
+def test_growths_come_when_they_are_due_and_stay_new(network: Any) -> None:
+    growing = start(network)
+    blocks = []
+    for epoch in range(5):
+        growing.grow(epoch, 'new', torch.contiguous_format)
+        blocks.append(len(timm_devnet.block_names(network)))
+    assert blocks == [0, 2, 2, 3, 3]
+    assert network.growth == 'wa16_wa8'
+    assert network.settled == 0
+    assert 'settled' not in network._model_args
+    assert timm_devnet.regimes(network) == timm_devnet.regimes(timm.create_model(CONFIG.model, device='meta'))
+    learning = {id(parameter) for group in growing.optimizer.param_groups for parameter in group['params']}
+    assert learning == {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+
+
+def test_what_had_grown_before_the_run_stays_old() -> None:
+    network = timm.create_model('tf_efficientnet_lite0_wa', growth='wa16', settled=1, num_classes=3)
+    growing = start(network)
+    growing.grow(3, 'new', torch.contiguous_format)
+    assert network.settled == network._model_args['settled'] == 1
+    assert not any(parameter.requires_grad for parameter in network.grown['conv_head_1'].parameters())
+
+
+def test_new_units_depend_on_the_seed_of_the_run_alone(network: Any) -> None:
+    torch.manual_seed(7)
+    dropout = torch.get_rng_state()
+    start(network).grow(1, 'new', torch.contiguous_format)
+    assert torch.equal(torch.get_rng_state(), dropout)
+    torch.manual_seed(CONFIG.seed)
+    direct = timm.create_model('tf_efficientnet_lite0_wa', growth='wa16', num_classes=3)
+    assert torch.equal(network.grown['conv_head_1'].conv.weight, direct.grown['conv_head_1'].conv.weight)
+
+
+class Spread:
+    distributed_type = DistributedType.FSDP
+
+
+@pytest.mark.parametrize(
+    ('model', 'growths', 'accelerator', 'message'),
+    [
+        ('tf_efficientnet_lite0', ('wa16@1', 'wx16@2'), None, "Unknown growth 'wx16'"),
+        ('tf_efficientnet_lite0', ('r99u16@1',), None, 'level'),
+        ('tf_efficientnet_lite0', ('wa16@1',), Spread(), r'sharded \(FSDP\): leave it out'),
+        (
+            'test_efficientnet',
+            ('wa16@1',),
+            None,
+            'test_efficientnet has no registered growths, .*tf_efficientnet_lite0',
+        ),
+        ('test_resnet', ('wa16@1',), None, 'ResNet is no network that can grow'),
+    ],
+)
+def test_growths_that_cannot_be_are_refused_before_training(
+    model: str, growths: tuple[str, ...], accelerator: Any, message: str
+) -> None:
+    network = timm.create_model(model, num_classes=3)
+    accelerator = accelerator or type('Whole', (), {'distributed_type': DistributedType.NO})
+    with pytest.raises(ValueError, match=message):
+        check_growths(Config(model=model, grow=growths), network, accelerator)
+    assert not timm_devnet.block_names(network)
