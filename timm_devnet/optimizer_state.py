@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from .grown import Grown
+from .outline import classifiers_of
 
 __all__ = ['Before', 'average_of', 'carry_average', 'carry_optimizer', 'inner_optimizer']
 
@@ -34,7 +35,7 @@ class Before:
     def __init__(self, model: nn.Module) -> None:
         self.parameters = dict(model.named_parameters())
         self.names = frozenset(model.state_dict())
-        self.classifier = dict(cast(Any, model).get_classifier().named_parameters())
+        self.classifier = dict(classifiers_of(model)[0].named_parameters())
 
 
 def inner_optimizer(optimizer: Any, model: nn.Module) -> Optimizer:
@@ -129,7 +130,7 @@ def carry_optimizer(optimizer: Optimizer, model: Grown, before: Before, keeps_co
 def _replace_classifier(optimizer: Optimizer, model: Grown, before: Before, keeps_columns: bool) -> list[nn.Parameter]:
     """Put the wide classifier in the place of the old one; gives its parameters that start without a state."""
     wide = dict(model.get_classifier().named_parameters())
-    replaced = {id(old): wide[name] for name, old in before.classifier.items()}
+    replaced = {id(old): wide[name] for name, old in before.classifier.items() if name in wide}
     started = []
     for group in optimizer.param_groups:
         for place, old in enumerate(group['params']):
@@ -141,7 +142,18 @@ def _replace_classifier(optimizer: Optimizer, model: Grown, before: Before, keep
                 else:
                     optimizer.state.pop(old, None)
                     started.append(new)
+        _forget(optimizer, group, before, model)
     return started
+
+
+def _forget(optimizer: Optimizer, group: dict[str, Any], before: Before, model: nn.Module) -> None:
+    """Drop parameters that went with the old classifier: a second one, or a norm that was part of it."""
+    gone = {id(parameter) for parameter in before.parameters.values()} - {id(each) for each in model.parameters()}
+    for place in reversed(range(len(group['params']))):
+        if id(group['params'][place]) in gone:
+            optimizer.state.pop(group['params'].pop(place), None)
+            if 'param_names' in group:
+                del group['param_names'][place]
 
 
 def _widen(state: Mapping[str, Any], old: Tensor, new: Tensor) -> dict[str, Any]:
@@ -152,7 +164,7 @@ def _widen(state: Mapping[str, Any], old: Tensor, new: Tensor) -> dict[str, Any]
     for name, value in state.items():
         if isinstance(value, Tensor) and value.shape == old.shape:
             wide[name] = torch.zeros(new.shape, dtype=value.dtype, device=value.device)
-            wide[name][:, : old.shape[1]] = value
+            wide[name][:, : old.shape[1]] = value.reshape(len(value), -1)
         elif value is None or isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1):
             wide[name] = value  # a count of steps
         else:

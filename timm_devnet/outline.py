@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .layout import channels_last_of
 
-__all__ = ['Outline', 'Stage', 'outline_of', 'pool_type_of']
+__all__ = ['Outline', 'Stage', 'classifiers_of', 'outline_of', 'pool_type_of']
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ def pool_type_of(model: nn.Module) -> str:
         if isinstance(getattr(pool, 'pool_type', None), str):
             return cast(Any, pool).pool_type
     return 'avg'
+
+
+def classifiers_of(model: nn.Module) -> list[nn.Module]:
+    """The modules that a fresh classifier replaces, the main one first; several in networks distilled with two."""
+    return [model.get_submodule(name) for name in _find_classifier(model)[1]]
 
 
 def outline_of(model: nn.Module) -> Outline:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from .growing import old_levels
 from .grown import Grown
+from .outline import classifiers_of
 
 __all__ = ['parameter_groups', 'regimes']
 
@@ -102,7 +103,7 @@ def _trainable_levels(model: nn.Module) -> list[str]:
 
 def _told_apart(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool, str | None]]:
     """Every parameter, whether it is new, and the level that it belongs to, if any."""
-    classifier = {id(parameter) for parameter in cast(Any, model).get_classifier().parameters()}
+    classifier = {id(parameter) for module in classifiers_of(model) for parameter in module.parameters()}
     added = dict(model.added()) if isinstance(model, Grown) else {}
     places = {module + '.': level.name for level in old_levels(model) for module in level.modules}
     for name, parameter in model.named_parameters():

@@ -344,3 +344,15 @@ def test_a_prepared_network_grows_when_it_is_unwrapped(accelerator: Accelerator,
     learn(prepared, optimizer, 2)
     assert model.get_classifier().weight[:, -8:].any()
     assert prepared(torch.rand(2, 3, 32, 32)).dtype == torch.float32
+
+
+@pytest.mark.parametrize('name', ['levit_128s', 'efficientformer_l1', 'resnetv2_50x1_bit'])
+def test_classifiers_of_other_kinds_leave_nothing_behind(name: str) -> None:
+    model: Any = timm.create_model(name, num_classes=3)
+    groups = timm_devnet.parameter_groups(model, 'new', lr=0.01, weight_decay=0.0)
+    optimizer = timm.optim.create_optimizer_v2(groups, 'momentum', lr=0.01)
+    model(torch.rand(2, 3, 224, 224)).square().mean().backward()
+    optimizer.step()
+    timm_devnet.grow(model, 'wa8', optimizer=optimizer)
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group['params']]
+    assert sorted(held) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)

@@ -70,13 +70,8 @@ class Spread:
         ('tf_efficientnet_lite0', ('wa16@1', 'wx16@2'), None, "Unknown growth 'wx16'"),
         ('tf_efficientnet_lite0', ('r99u16@1',), None, 'level'),
         ('tf_efficientnet_lite0', ('wa16@1',), Spread(), r'sharded \(FSDP\): leave it out'),
-        (
-            'test_efficientnet',
-            ('wa16@1',),
-            None,
-            'test_efficientnet has no registered growths, .*tf_efficientnet_lite0',
-        ),
-        ('test_resnet', ('wa16@1',), None, 'ResNet is no network that can grow'),
+        ('levit_128s', ('mwa16@1',), None, 'reads level 3; the network has these'),
+        ('crossvit_tiny_240', ('wa16@1',), None, 'CrossVit cannot grow'),
     ],
 )
 def test_growths_that_cannot_be_are_refused_before_training(
