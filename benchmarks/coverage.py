@@ -204,7 +204,7 @@ def check_saved(grown: Any, base: Any, images: Tensor, joined: Tensor, device: s
         return '' if same == {key: value.shape for key, value in grown.state_dict().items()} else 'other keys'
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / 'model.safetensors'
-        save_file({key: value.contiguous() for key, value in grown.state_dict().items()}, file)
+        save_file({key: value.clone().contiguous() for key, value in grown.state_dict().items()}, file)
         overlay = dict(file=str(file), num_classes=3)
         again = timm.create_model('devnet', pretrained=True, pretrained_cfg_overlay=overlay, **arguments).eval()
     with torch.no_grad():

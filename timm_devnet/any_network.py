@@ -41,7 +41,7 @@ class GrownAny(Grown):
     own_widths: tuple[int, int]  # num_features and head_hidden_size of the old network, which its own methods mean
 
     @classmethod
-    def levels(cls, model: Any) -> list[Level]:
+    def levels_of(cls, model: Any) -> list[Level]:
         outline = _outline(model)
         return [
             Level(
@@ -98,15 +98,15 @@ class GrownAny(Grown):
         indices = {name: stages[name] for name in self.plan.taps}
         self.tapped = sorted(indices, key=lambda name: cast(int, indices[name]))
         self.tap_indices = sorted(cast(int, index) for index in indices.values())
-        self.pool_type = pool_type_of(self)
+        self.top_pool = pool_type_of(self)
 
     def forward_trunk(self, x: Tensor, taps: list[str]) -> dict[str, Tensor]:
         base = cast(Any, self.base_class)
         if not self.tap_indices:
-            return {self.final: base.forward_features(self, x)}
-        last, maps = base.forward_intermediates(self, x, indices=self.tap_indices)
+            return {self.final_level: base.forward_features(self, x)}
+        last, maps = base.forward_intermediates(self, x, indices=self.tap_indices, stop_early=False)
         values = {name: maps[i] for i, name in enumerate(self.tapped)}
-        values[self.final] = last
+        values[self.final_level] = last
         return values
 
     def join_features(self, values: dict[str, Tensor]) -> Tensor:
@@ -119,16 +119,16 @@ class GrownAny(Grown):
         parts = x.split(self.feature_widths, -1 if channels_last_of(layout) else 1)
         values: dict[str, Tensor] = {}
         for i, name in enumerate(self.feature_names):
-            if self.pool_type == '':
+            if self.top_pool == '':
                 values[name] = channels_first(parts[i], layout)
             elif name in self.pooled:
-                values[name] = pool_features(parts[i], layout, self.pool_type)
+                values[name] = pool_features(parts[i], layout, self.top_pool)
         old = base.forward_head(self, parts[0], pre_logits=True)
-        values[self.outline.head or self.final] = channels_first(old, layout) if self.pool_type == '' else old
+        values[self.outline.head or self.final_level] = channels_first(old, layout) if self.top_pool == '' else old
         values = self.forward_added(values, 2)
         x = gather([values[name] for name in self.top])
         x = F.dropout(x, self.head_drop_rate, self.training)
-        if self.pool_type == '' and channels_last_of(layout):
+        if self.top_pool == '' and channels_last_of(layout):
             x = x.movedim(1, -1)
         return x if pre_logits else self.get_classifier()(x)
 
@@ -163,7 +163,7 @@ class GrownAny(Grown):
             self.head_drop_rate,
             self.tapped,
             self.tap_indices,
-            self.pool_type,
+            self.top_pool,
         )
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -187,12 +187,31 @@ _MOST_OUTLINES = 64
 
 
 def grown_class(base: type[nn.Module]) -> type[GrownAny]:
-    """The class of a grown network whose old network is of class `base`, made when first asked for."""
+    """The class of a grown network whose old network is of class `base`, made when first asked for.
+
+    Raises:
+        ValueError: If the base has methods of its own under names that grown networks need.
+    """
     if base not in _CLASSES:
+        taken = sorted(_own_names() & set(dir(base)) - set(dir(nn.Module)))
+        if taken:
+            raise ValueError(f'{base.__name__} cannot grow: it has other attributes called {", ".join(taken)}.')
         name = f'Grown{base.__name__}'
         doc = f'A {base.__name__} with new units; see `timm_devnet.grow`.'
         _CLASSES[base] = type(name, (GrownAny, base), {'base_class': base, '__module__': __name__, '__doc__': doc})
     return _CLASSES[base]
+
+
+def _own_names() -> set[str]:
+    """Names that mean something else in a grown network than timm's interface has them mean."""
+    names = {*vars(Grown), *vars(GrownAny), *Grown.__annotations__, *GrownAny.__annotations__}
+    return {name for name in names if not name.startswith(('__', 'forward_head', 'forward_features'))} - _INTERFACE
+
+
+_INTERFACE = {
+    *('forward', 'forward_intermediates', 'prune_intermediate_layers', 'load_state_dict', 'num_classes', 'drop_rate'),
+    *('get_classifier', 'reset_classifier', 'pretrained_cfg'),
+}
 
 
 def _blank(base: type[nn.Module]) -> GrownAny:

@@ -137,7 +137,7 @@ def _fit_classifier(given: Mapping[str, Tensor], model: Grown, held: Growth, new
         )
     if weight.shape == classifier.weight.shape:
         return {prefix + 'weight': weight, prefix + 'bias': bias}
-    widths = {model.levels(model)[0].width * model.pool_mult(model)}
+    widths = {model.levels_of(model)[0].width * model.pool_mult(model)}
     for count in range(1, len(held.steps) + 1):
         widths.add(sum(width for _, width in model.plan_for(model, Growth(held.steps[:count]), model.options).top))
     if weight.shape[1] not in widths:
@@ -146,7 +146,7 @@ def _fit_classifier(given: Mapping[str, Tensor], model: Grown, held: Growth, new
             'was it trained with another global_pool?'
         )
     before = model.plan_for(model, held, model.options) if held.steps else None
-    blocks = before.blocks if before else (model.levels(model)[0].name,)
+    blocks = before.blocks if before else (model.levels_of(model)[0].name,)
     if model.plan.blocks[: len(blocks)] != blocks:
         return {}  # the classifier reads a new layer on top, nothing of what it read
     wide = weight.new_zeros(classifier.weight.shape)

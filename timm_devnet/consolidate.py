@@ -269,7 +269,7 @@ def _set_weights(layer: Linear, weight: Tensor, bias: Tensor | None) -> None:
 
 def _scaled_widths(model: Grown) -> dict[str, int]:
     """How many channels every reconciled block has, by the name of its module: pooling may double them."""
-    phases = {level.name: level.phase for level in model.levels(model)}
+    phases = {level.name: level.phase for level in model.levels_of(model)}
     phases |= {layer.name: layer.phase for layer in model.plan.layers}
     widths = {}
     for layer in model.plan.layers:
@@ -335,7 +335,7 @@ def _block(node: Node) -> str:
 
 def _levels(model: Grown) -> dict[str, str]:
     """The level at which every layer of units stands, by the name of its module."""
-    old = {module: level.name for level in model.levels(model) for module in level.modules}
+    old = {module: level.name for level in model.levels_of(model) for module in level.modules}
     new = {
         f'grown.{name}.{part}': added.level
         for name, added in model.added()

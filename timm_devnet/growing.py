@@ -32,7 +32,7 @@ def family_of(model: nn.Module) -> type[Grown]:
 
 def old_levels(model: nn.Module) -> list[Level]:
     """The levels of the old network, from the top down, of a plain or a grown one."""
-    return family_of(model).levels(model)
+    return family_of(model).levels_of(model)
 
 
 def to_own_layout(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ class Grown(nn.Module):
     """
 
     base_class: ClassVar[type[nn.Module]]
-    final: str  # the level that is the trunk's last map, which the old network's forward_features returns
+    final_level: str  # the level that is the trunk's last map, which the old network's forward_features returns
     classifier_name: str
     replaced: tuple[str, ...] = ()  # other modules of the old network that go with its classifier
     unit_levels: ClassVar[tuple[str, ...]]  # the levels that are one layer of units, which can be copied
@@ -117,14 +117,14 @@ class Grown(nn.Module):
     # What a family tells ----------------------------------------------------------------------------------------------
 
     @classmethod
-    def levels(cls, model: Any) -> list[Level]:
+    def levels_of(cls, model: Any) -> list[Level]:
         """The old network's levels, from the top down; works on the plain network too."""
         raise NotImplementedError
 
     @classmethod
     def final_of(cls, model: Any) -> str:
         """The level that is the trunk's last map; works on the plain network too."""
-        return cls.final
+        return cls.final_level
 
     @classmethod
     def units_for(cls, model: Any) -> Mapping[str, int]:
@@ -184,7 +184,7 @@ class Grown(nn.Module):
                 f'A growth with every number of units written out has at most {MAX_LENGTH} characters, not {growth}.'
             )
         return plan(
-            cls.levels(model),
+            cls.levels_of(model),
             cls.final_of(model),
             growth,
             options.scale_init is not None,
@@ -261,8 +261,8 @@ class Grown(nn.Module):
     def _wire(self) -> None:
         """Set the plain lists and numbers that the forward pass reads."""
         self.plan = self.plan_for(self, parse(self.growth), self.options)
-        self.final = self.final_of(self)
-        self.taps = [self.final, *self.plan.taps]  # never empty, which TorchScript could not type
+        self.final_level = self.final_of(self)
+        self.taps = [self.final_level, *self.plan.taps]  # never empty, which TorchScript could not type
         self.feature_names = [name for name, _ in self.plan.features]
         self.feature_widths = [width for _, width in self.plan.features]
         self.pooled = list(self.plan.pooled)
@@ -329,7 +329,7 @@ class Grown(nn.Module):
 
     def reads_on(self, old_plan: Plan | None) -> bool:
         """Whether the classifier reads what it read under an earlier plan (None: in the old network), and then more."""
-        blocks = old_plan.blocks if old_plan else (self.levels(self)[0].name,)
+        blocks = old_plan.blocks if old_plan else (self.levels_of(self)[0].name,)
         return self.plan.blocks[: len(blocks)] == blocks
 
     def settle(self, steps: int) -> None:

@@ -190,7 +190,7 @@ def _pattern_of(optimizer: Optimizer, model: Grown, is_decayed: bool) -> tuple[d
     sibling = next((group for group in optimizer.param_groups if group.get('name') == NEW_GROUPS[not is_decayed]), None)
     if sibling is not None:
         return sibling, 1.0
-    top = [parameter for place in model.levels(model)[0].modules for parameter in _parameters_at(model, place)]
+    top = [parameter for place in model.levels_of(model)[0].modules for parameter in _parameters_at(model, place)]
     for parameters, faster in ((top, NEW_LR_MULT), (list(model.get_classifier().parameters()), 1.0)):
         wanted = sorted(parameters, key=lambda parameter: (parameter.ndim > 1) != is_decayed)
         for parameter in wanted:

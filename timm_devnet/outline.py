@@ -150,7 +150,13 @@ class _Run(nn.Module):
 
 def _run_on_meta(model: nn.Module) -> tuple[Tensor, list[_Value], Tensor]:
     run = _Run(model)
-    tensors = {name: tensor.detach().to('meta') for name, tensor in (*run.named_parameters(), *run.named_buffers())}
+    # Each place once: torch restores places twice, and wrongly, where modules are shared and weights are tied.
+    tensors = {
+        f'{place}.{name}': tensor.detach().to('meta')
+        for place, module in run.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
     first = next(iter(tensors.values()))
     channels = getattr(model, 'in_chans', 3)
     failure: Exception | None = None
@@ -158,7 +164,7 @@ def _run_on_meta(model: nn.Module) -> tuple[Tensor, list[_Value], Tensor]:
         images = torch.zeros(2, channels, height, width, device='meta', dtype=first.dtype)
         try:
             with torch.no_grad():
-                features, maps, pooled = torch.func.functional_call(run, tensors, (images,))
+                features, maps, pooled = torch.func.functional_call(run, tensors, (images,), tie_weights=False)
             break
         except Exception as error:  # networks raise errors of every kind at images of a size that is not theirs
             failure = failure or error

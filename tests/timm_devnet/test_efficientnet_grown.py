@@ -88,7 +88,7 @@ def test_converting_twice_changes_nothing(lite_weights: Path) -> None:
 
 @pytest.mark.parametrize('name', efficientnet_grown.BASES)
 def test_levels_go_from_the_top_down_to_the_stem(name: str, on_meta: Build) -> None:
-    levels = efficientnet_grown.GrownEfficientNet.levels(on_meta(name))
+    levels = efficientnet_grown.GrownEfficientNet.levels_of(on_meta(name))
     assert [level.name for level in levels] == ['conv_head', *(f'blocks.{i}' for i in range(6, -1, -1)), 'conv_stem']
 
 
@@ -96,7 +96,7 @@ def test_levels_go_from_the_top_down_to_the_stem(name: str, on_meta: Build) -> N
 def test_levels_have_the_widths_of_their_maps(name: str, on_meta: Build) -> None:
     model = on_meta(name)
     _, maps = model.forward_intermediates(torch.empty(1, 3, 64, 64, device='meta'), extra_blocks=True)
-    levels = efficientnet_grown.GrownEfficientNet.levels(model)
+    levels = efficientnet_grown.GrownEfficientNet.levels_of(model)
     assert [level.width for level in reversed(levels[1:])] == [x.shape[1] for x in maps]
 
 

@@ -68,6 +68,13 @@ def test_the_network_stays_as_it_is() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_modules_that_are_shared_keep_their_parameters() -> None:
+    model = timm.create_model('coat_lite_tiny')
+    before = [(name, id(parameter)) for name, parameter in model.named_parameters(remove_duplicate=False)]
+    outline_of(model)
+    assert [(name, id(parameter)) for name, parameter in model.named_parameters(remove_duplicate=False)] == before
+
+
 def test_a_network_whose_features_are_several_tensors_is_refused() -> None:
     with pytest.raises(ValueError, match='CrossVit cannot grow: its features are a list'):
         outline_of(timm.create_model('crossvit_tiny_240', device='meta'))

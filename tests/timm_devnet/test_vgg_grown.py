@@ -16,7 +16,7 @@ Build = Callable[..., Any]
 
 @pytest.mark.parametrize('name', vgg_grown.BASES)
 def test_levels_go_from_fc7_down_to_the_first_stage(name: str, on_meta: Build) -> None:
-    levels = vgg_grown.GrownVGG.levels(on_meta(name))
+    levels = vgg_grown.GrownVGG.levels_of(on_meta(name))
     assert [(level.name, level.width) for level in levels] == [
         *(('fc7', 4096), ('fc6', 4096), ('pool5', 512)),
         *(('conv4', 512), ('conv3', 256), ('conv2', 128), ('conv1', 64)),
@@ -24,7 +24,7 @@ def test_levels_go_from_fc7_down_to_the_first_stage(name: str, on_meta: Build) -
 
 
 def test_levels_of_alexnet(on_meta: Build) -> None:
-    levels = timm.create_model('alexnet_wa', device='meta').levels(on_meta('alexnet'))
+    levels = timm.create_model('alexnet_wa', device='meta').levels_of(on_meta('alexnet'))
     assert [(level.name, level.width) for level in levels] == [
         *(('fc7', 4096), ('fc6', 4096), ('pool5', 256)),
         *(('conv4', 256), ('conv3', 384), ('conv2', 192), ('conv1', 64)),

@@ -32,13 +32,13 @@ __all__ = ['GrownEfficientNet', 'convert_lite']
 class GrownEfficientNet(Grown, EfficientNet):  # type: ignore[misc]  # prune_intermediate_layers takes **kwargs
     """An EfficientNet with new units; see `timm_devnet.grow`."""
 
-    final = 'conv_head'
+    final_level = 'conv_head'
     classifier_name = 'classifier'
     unit_levels = ('conv_head',)
     default_units = MappingProxyType({'da': 1024, 'wa': 512, 'dwa': 512, 'wwa': 512, 'mwa': 512})
 
     @classmethod
-    def levels(cls, model: Any) -> list[Level]:
+    def levels_of(cls, model: Any) -> list[Level]:
         stages = [_out_channels(stage) for stage in model.blocks]
         below = [Level(f'blocks.{i}', width, Phase.TRUNK, (f'blocks.{i}',)) for i, width in enumerate(stages)]
         top = Level('conv_head', model.conv_head.out_channels, Phase.TRUNK, ('conv_head', 'bn2'))

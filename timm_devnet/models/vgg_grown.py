@@ -31,7 +31,7 @@ __all__ = ['GrownVGG']
 class GrownVGG(Grown, VGG):
     """A VGG with new units; see `timm_devnet.grow`."""
 
-    final = 'pool5'
+    final_level = 'pool5'
     classifier_name = 'head.fc'
     unit_levels = ('fc7', 'fc6')
 
@@ -42,7 +42,7 @@ class GrownVGG(Grown, VGG):
         return {**{f'conv{i + 1}': model.feature_ends[i] for i in range(stages)}, 'pool5': model.feature_ends[-1]}
 
     @classmethod
-    def levels(cls, model: Any) -> list[Level]:
+    def levels_of(cls, model: Any) -> list[Level]:
         fc6, fc7 = model.pre_logits.fc1, model.pre_logits.fc2
         below = [name for name in reversed(cls.trunk_ends(model)) if name != 'conv5']  # pool5 is conv5, pooled
         return [
