@@ -146,7 +146,8 @@ def models(every: bool = False) -> int:
         Exit code 0.
     """
     if every:
-        print('# Models\n\nEvery registered name; made by `python benchmark.py models --every`.\n')
+        print('# Models\n\nEvery registered name; made by `python benchmark.py models --every`.')
+        print('From BEiT on, `_wa` and `_mwa` without a number are registered too, and mean the number shown.\n')
     print(models_table(registered_names() if every else shown_names()))
     return 0
 
@@ -238,6 +239,8 @@ def registered_names() -> list[str]:
     """All grown models, each family after its bases."""
     modules = (timm_devnet.models.alexnet, timm_devnet.models.vgg_grown, timm_devnet.models.efficientnet_grown)
     growths_of = [(base, growth) for module in modules for base in module.BASES for growth in ('', *module.GROWTHS)]
+    for base, units in timm_devnet.models.devnet.BASES.items():  # names without a number are those with it
+        growths_of += [(base, growth) for growth in ('', f'wa{units}', f'mwa{units}', 'norm', 'skip')]
     return [f'{base}_{growth}'.rstrip('_') for base, growth in growths_of]
 
 

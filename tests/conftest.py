@@ -32,10 +32,8 @@ SAMPLES = {
     **{f'tf_efficientnet_lite0_{kind}': {'growth': f'{kind}32'} for kind in ('da', 'wa', 'dwa', 'wwa', 'mwa')},
     'tf_efficientnet_lite0_norm': {},
     'tf_efficientnet_lite0_wa512_wa256': {'growth': 'wa32_mwa16'},
-    # Any network: maps, maps with channels last, tokens, no norm at all, a layer after the pooling.
+    # Any network: maps, tokens, a layer after the pooling.
     'devnet:test_resnet': {'growth': 'mwa16'},
-    'devnet:test_convnext': {'growth': 'wwa16'},
-    'devnet:test_nfnet': {'growth': 'skip'},
     'devnet:test_vit': {'growth': 'wa16_mwa8'},
     'devnet:mobilenetv3_small_050': {'growth': 'dwa16'},
 }

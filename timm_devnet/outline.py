@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .layout import channels_last_of
 
-__all__ = ['Outline', 'Stage', 'classifiers_of', 'outline_of', 'pool_type_of']
+__all__ = ['Outline', 'Stage', 'classifiers_of', 'outline_of', 'pool_type_of', 'run_on_meta']
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def outline_of(model: nn.Module) -> Outline:
     if lacking:
         raise ValueError(f"{name} cannot grow: it lacks {', '.join(lacking)} of timm's interface.")
     classifier, replaced = _find_classifier(model)
-    features, maps, pooled = _run_on_meta(model)
+    features, maps, pooled = _look(model)
     layout, width = _layout_of(model, features)
     if pooled.ndim != 2 and pool_type_of(model):
         raise ValueError(
@@ -148,23 +148,28 @@ class _Run(nn.Module):
         return features, maps, model.forward_head(features, pre_logits=True)
 
 
-def _run_on_meta(model: nn.Module) -> tuple[Tensor, list[_Value], Tensor]:
-    run = _Run(model)
+def run_on_meta(module: nn.Module, images: Tensor) -> Any:
+    """What a module gives of images on the meta device, wherever its parameters and buffers are; they stay there."""
     # Each place once: torch restores places twice, and wrongly, where modules are shared and weights are tied.
     tensors = {
-        f'{place}.{name}': tensor.detach().to('meta')
-        for place, module in run.named_modules()
-        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        f'{place}.{name}' if place else name: tensor.detach().to('meta')
+        for place, inner in module.named_modules()
+        for name, tensor in (*inner._parameters.items(), *inner._buffers.items())
         if tensor is not None
     }
-    first = next(iter(tensors.values()))
+    with torch.no_grad():
+        return torch.func.functional_call(module, tensors, (images,), tie_weights=False)
+
+
+def _look(model: nn.Module) -> tuple[Tensor, list[_Value], Tensor]:
+    run = _Run(model)
+    first = next(model.parameters())
     channels = getattr(model, 'in_chans', 3)
     failure: Exception | None = None
     for height, width in _image_sizes(model):
         images = torch.zeros(2, channels, height, width, device='meta', dtype=first.dtype)
         try:
-            with torch.no_grad():
-                features, maps, pooled = torch.func.functional_call(run, tensors, (images,), tie_weights=False)
+            features, maps, pooled = run_on_meta(run, images)
             break
         except Exception as error:  # networks raise errors of every kind at images of a size that is not theirs
             failure = failure or error

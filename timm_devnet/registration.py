@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
+from .any_network import GrownAny
 from .checkpoint import filter_checkpoint, lacks_old_network
 from .delta import Base, complete, fetch
 from .growing import family_of
@@ -40,6 +42,7 @@ __all__ = [
     'usual_levels',
 ]
 
+_logger = logging.getLogger(__name__)
 _grown: set[str] = set()  # names of grown architectures
 _USUAL = 100_000  # of channels and classes: more are counted before they are built
 
@@ -217,8 +220,11 @@ def create_grown(
     if below is not None and not pretrained:
         _refuse_without_base(variant, below, kwargs.get('device'))
 
+    base_kwargs: dict[str, Any] = {}
+
     def build(**model_kwargs: Any) -> nn.Module:
         _check_sizes(model_kwargs)
+        base_kwargs.update(model_kwargs)
         if pretrained:
             model_kwargs['device'] = 'meta'
         elif max(model_kwargs.get(name, 0) for name in ('in_chans', 'num_classes')) > _USUAL:
@@ -243,7 +249,13 @@ def create_grown(
         check_published(state_dict, model.pretrained_cfg)
         if below is not None and lacks_old_network(state_dict, model):
             state_dict = complete(state_dict, fetch(below, kwargs.get('cache_dir')))
-        return filter_checkpoint(state_dict, model)
+        try:
+            return filter_checkpoint(state_dict, model)
+        except ValueError:
+            converted = _as_timm_loads(state_dict, model, base, base_kwargs)
+            if converted is None:
+                raise
+            return filter_checkpoint(converted, model)
 
     model = build_model_with_cfg(
         build,
@@ -262,6 +274,28 @@ def create_grown(
                 vars(module).get(kind, {}).pop('state_dict', None)
         _finish(model, kwargs.get('device'))
     return model
+
+
+def _as_timm_loads(
+    state_dict: Mapping[str, Any], model: Grown, base: str, base_kwargs: Mapping[str, Any]
+) -> dict[str, Tensor] | None:
+    """A base's checkpoint as timm brings it into the base: other layouts renamed, positions resized to the images.
+
+    Returns:
+        The whole base's state, or None if the checkpoint is a grown one or timm cannot load it either.
+    """
+    if not isinstance(model, GrownAny) or any(key.startswith('grown.') for key in state_dict):
+        return None
+    cfg = {**model.pretrained_cfg, 'architecture': base, 'state_dict': dict(state_dict), 'source': None}
+    # With the checkpoint's own classes and channels, where timm is strict; those of the network are `adapt`'s.
+    arguments = {**base_kwargs, 'num_classes': cfg['num_classes'], 'in_chans': cfg['input_size'][0]}
+    for placed in ('device', 'dtype'):
+        arguments.pop(placed, None)
+    try:
+        return model_entrypoint(base)(pretrained=True, pretrained_cfg=cfg, **arguments).state_dict()
+    except Exception as error:  # of whatever kind: the checkpoint is not the base's, which the caller says
+        _logger.debug(f'timm does not load the checkpoint into {base} either: {error}')
+        return None
 
 
 def _check_sizes(model_kwargs: Mapping[str, Any]) -> None:

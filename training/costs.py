@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from timm_devnet.outline import run_on_meta
+
 
 def multiply_adds(model: nn.Module, img_size: int) -> float:
     """Multiply-adds of the forward pass of one image, counted on the meta device.
@@ -15,11 +17,10 @@ def multiply_adds(model: nn.Module, img_size: int) -> float:
     Source:
         torch.utils.flop_counter counts a multiply-add as two operations, and matrix products and convolutions only.
     """
-    on_meta = {name: tensor.to('meta') for name, tensor in model.state_dict().items()}
     channels = getattr(model, 'in_chans', 3)
     was_training = model.training
     model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        torch.func.functional_call(model, on_meta, torch.empty(1, channels, img_size, img_size, device='meta'))
+    with FlopCounterMode(display=False) as counter:
+        run_on_meta(model, torch.empty(1, channels, img_size, img_size, device='meta'))
     model.train(was_training)
     return counter.get_total_flops() / 2

@@ -12,11 +12,12 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from timm.data import resolve_data_config
-from timm.models import load_state_dict
+from timm.models import get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
 
 import timm_devnet
 from timm_devnet import delta
+from timm_devnet.outline import run_on_meta
 from timm_devnet.packages import PACKAGE_LICENSE, lite_package, packaged_weights
 
 from .config import Config
@@ -56,6 +57,8 @@ def build_network(config: Config, num_classes: int | None) -> tuple[nn.Module, s
     """
     name, growth = timm_devnet.resolve_name(config.model)
     options: dict[str, Any] = {'num_classes': num_classes, **growth}
+    if config.img_size is not None and has_one_size(growth.get('source', name)):
+        options['img_size'] = config.img_size
     if config.drop is not None:
         options['drop_rate'] = config.drop
     if config.scale_init is not None:
@@ -94,6 +97,11 @@ def build_network(config: Config, num_classes: int | None) -> tuple[nn.Module, s
             'grow one, as in tf_efficientnet_lite0_mwa512)'
         )
     return model, origin
+
+
+def has_one_size(name: str) -> bool:
+    """Whether a network is built for images of one size, as transformers with learnt positions are."""
+    return ':' not in name and getattr(get_pretrained_cfg(name), 'fixed_input_size', False)
 
 
 def count_batches_once(model: nn.Module) -> None:
@@ -259,13 +267,10 @@ def check_img_size(model: nn.Module, img_size: int) -> None:
 
 def accepts(model: nn.Module, img_size: int) -> bool:
     """Tell whether the network can compute on images of this size."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    on_meta = {name: torch.empty_like(tensor, device='meta') for name, tensor in tensors.items()}
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            torch.func.functional_call(model, on_meta, torch.empty(2, 3, img_size, img_size, device='meta'))
+        run_on_meta(model, torch.empty(2, 3, img_size, img_size, device='meta'))
     except (RuntimeError, AssertionError, ValueError):
         return False
     finally:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,45 @@ def test_a_bases_checkpoint_starts_the_grown_network(name: str, tmp_path: Path) 
     with torch.no_grad():
         features = base.forward_features(images)
         assert torch.equal(grown.forward_features(images).narrow(place, 0, features.shape[place]), features)
+
+
+def test_a_bases_positions_are_resized_as_timm_does(tmp_path: Path) -> None:
+    base = plain('test_vit', num_classes=1000)
+    save_file(base.state_dict(), tmp_path / 'base.safetensors')
+    overlay = dict(file=str(tmp_path / 'base.safetensors'))
+    arguments: Any = dict(pretrained=True, pretrained_cfg_overlay=overlay, img_size=96, num_classes=3, in_chans=1)
+    grown: Any = timm.create_model('devnet', source='test_vit', growth='wa8', **arguments).eval()
+    images = torch.rand(1, 1, 96, 96)
+    with torch.no_grad():
+        features = timm.create_model('test_vit', **arguments).eval().forward_features(images)
+        assert torch.equal(grown.forward_features(images)[..., :64], features)
+
+
+def test_another_layout_of_a_base_is_renamed_as_timm_does(tmp_path: Path) -> None:
+    base, original = plain('test_convnext', num_classes=1000), {}
+    for key, value in base.state_dict().items():  # as its authors call them
+        key = key.replace('head.fc.', 'head.').replace('head.norm.', 'norm.').replace('stem.', 'downsample_layers.0.')
+        key = re.sub(r'stages.(\d+).downsample.', r'downsample_layers.\1.', key)
+        key = re.sub(r'stages.(\d+).blocks.', r'stages.\1.', key)
+        key = key.replace('conv_dw', 'dwconv').replace('mlp.fc', 'pwconv')
+        original[key] = value.contiguous()
+    save_file(original, tmp_path / 'base.safetensors')
+    overlay = dict(file=str(tmp_path / 'base.safetensors'))
+    grown: Any = timm.create_model(
+        'devnet', source='test_convnext', growth='wa8', pretrained=True, pretrained_cfg_overlay=overlay
+    ).eval()
+    images = images_for(grown)
+    with torch.no_grad():
+        assert torch.equal(grown.forward_features(images)[:, :64], base.forward_features(images))
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    save_file(plain('test_byobnet').state_dict(), tmp_path / 'other.safetensors')
+    overlay = dict(file=str(tmp_path / 'other.safetensors'))
+    with pytest.raises(ValueError, match='fits neither GrownResNet'):
+        timm.create_model(
+            'devnet', source='test_resnet', growth='wa8', num_classes=3, pretrained=True, pretrained_cfg_overlay=overlay
+        )
 
 
 def test_a_classifier_that_is_a_convolution_gives_its_columns() -> None:
