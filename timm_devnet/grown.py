@@ -191,7 +191,7 @@ class Grown(nn.Module):
     @classmethod
     def count_weights(cls, model: Any, layer: Layer) -> int:
         """How many weights new units would have."""
-        return layer.in_width * layer.width
+        return layer.in_width * layer.width * layer.kernel**2
 
     @classmethod
     def copies(cls, layer: Layer) -> bool:
