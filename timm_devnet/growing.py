@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .grown import FAMILIES, Grown, Options
 from .growth import Growth, parse
 from .plan import Level
+from .reconcile import SCALE_INIT
 
 __all__ = ['block_logits', 'block_names', 'family_of', 'grow', 'old_levels', 'to_own_layout']
 
@@ -41,7 +42,7 @@ def to_own_layout(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
     return family_of(model).to_own_layout(state_dict)
 
 
-def grow(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_init: str = 'random') -> nn.Module:
+def grow(model: nn.Module, growth: str, scale_init: float | None = SCALE_INIT, new_init: str = 'random') -> nn.Module:
     """Let a network grow: add new units, keep everything it has learnt.
 
     Works on a plain network and on one that has grown before, trained or not; its parameters stay the same objects.

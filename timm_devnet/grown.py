@@ -24,6 +24,7 @@ from .growth import MAX_LENGTH, PAPER_UNITS, Growth, parse
 from .layers import Added, ConvUnits, LinearUnits, Pass, Scaled, copy_units, gather, init_uniform, match_size
 from .memory import check_memory, count_bytes
 from .plan import Layer, Level, Phase, Plan, plan
+from .reconcile import SCALE_INIT
 
 __all__ = [
     'FAMILIES',
@@ -51,7 +52,7 @@ class Options:
         new_init: 'random' (He's law), or 'copy': copies of the old units beside them plus noise.
     """
 
-    scale_init: float | None = 10.0
+    scale_init: float | None = SCALE_INIT
     new_init: str = 'random'
 
     def __post_init__(self) -> None:

@@ -14,7 +14,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ['CONTROLS', 'KINDS', 'MAX_KERNEL', 'MAX_LENGTH', 'MAX_UNITS', 'PAPER_UNITS', 'Block', 'Growth', 'Step', 'parse']
+__all__ = [
+    'CONTROLS',
+    'KINDS',
+    'MAX_KERNEL',
+    'MAX_LENGTH',
+    'MAX_UNITS',
+    'PAPER_UNITS',
+    'Block',
+    'Growth',
+    'Step',
+    'parse',
+]
 
 ON_TOP = -1  # the level of a block that is put on top of the network and takes the classifier's place as its reader
 MAX_UNITS = 1_000_000  # a name is outside input: no typing error or hostile config may ask for all the memory there is
@@ -54,7 +65,9 @@ class Block:
         if not 1 <= self.kernel <= MAX_KERNEL or self.kernel % 2 == 0:
             raise ValueError(f'A kernel is an odd number from 1 to {MAX_KERNEL}, not {self.kernel}.')
         if self.kernel > 1 and (self.level == ON_TOP or not self.units):
-            raise ValueError(f'Only units that read maps have a kernel, so none on top and no block of 0; given {self}.')
+            raise ValueError(
+                f'Only units that read maps have a kernel, so none on top and no block of 0; given {self}.'
+            )
 
 
 Step = tuple[Block, ...]
@@ -81,7 +94,8 @@ CONTROLS: Mapping[str, Step] = MappingProxyType({'norm': (), 'skip': (Block(0, (
 _GRAMMAR = (
     "one or more of da, wa, dwa, wwa, mwa, xwa (each with or without a number of units) and norm, skip, joined by '_', "
     "such as 'wa2048', 'mwa512', 'wa2048_wa1024'; or blocks spelled out and joined by '+', such as 'r2u256+r3u256' "
-    "(256 units reading level 2 and 256 reading level 3) 'r2u512at1+r1u1024' (the first beside level 1) or 'r2u256k3' (each unit sees 3x3 positions at once)"
+    "(256 units reading level 2 and 256 reading level 3), 'r2u512at1+r1u1024' (the first beside level 1) or "
+    "'r2u256k3+r3u256k3' (each unit sees 3x3 positions at once)"
 )
 _NAMED = re.compile(r'([a-z]+)([1-9][0-9]{0,6})?')
 _SPELLED = re.compile(r'((?:r[0-9]{1,3})+)u(0|[1-9][0-9]{0,6})(?:k([1-9][0-9]?))?(?:at(-1|[1-9][0-9]{0,2}))?')

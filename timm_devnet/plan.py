@@ -175,7 +175,9 @@ class _Planner:
             self.need(read, phase)
         if len(reads) > 1 or phase == Phase.POOLED:
             reads = [self.scaled(read, phase, step) for read in reads]
-        self.enter(Layer(name, 'units', tuple(reads), phase, level, step, in_width, block.units, like_old, block.kernel))
+        self.enter(
+            Layer(name, 'units', tuple(reads), phase, level, step, in_width, block.units, like_old, block.kernel)
+        )
         if level != name:
             next(blocks for blocks in self.stack if blocks[0] == level).append(name)
 

@@ -10,7 +10,18 @@ import pytest
 from timm_devnet.growth import CONTROLS, KINDS, MAX_KERNEL, MAX_UNITS, PAPER_UNITS, Block, Growth, parse
 
 LITE_UNITS = {'da': 10, 'wa': 20, 'dwa': 30, 'wwa': 40, 'mwa': 50, 'xwa': 60}
-SPELLED = ('r1u5', 'r2u256+r3u256', 'r2u512at1+r1u1024', 'r1r2u7', 'r3r1u8', 'r4u3at2+r3u2at1', 'r2u0', 'r2u0at1+r1u4', 'r2u8k3', 'r2u8k5at1+r1u4')
+SPELLED = (
+    'r1u5',
+    'r2u256+r3u256',
+    'r2u512at1+r1u1024',
+    'r1r2u7',
+    'r3r1u8',
+    'r4u3at2+r3u2at1',
+    'r2u0',
+    'r2u0at1+r1u4',
+    'r2u8k3',
+    'r2u8k5at1+r1u4',
+)
 STEPS = (*(f'{kind}{units}' for kind in KINDS for units in (2, 2048, MAX_UNITS)), *CONTROLS, *SPELLED)
 
 
@@ -82,7 +93,21 @@ def test_odd_numbers_cannot_be_shared_between_two_blocks(text: str) -> None:
 
 WRONG = [
     *('WA2048', 'wa-1', 'wa0', 'wa01', 'wa2.5', 'wa 2', 'wa2048 ', 'wa2048\n', 'wa٣', '_', 'wa_', 'wa2__wa4', 'norm4'),
-    *('skip1', 'vgg', 'r2', 'u5', 'r2u', 'r2u5at0', 'r2u5+', '+', 'wa99999999', 'r1000u4', 'r2u4k', 'r2u4k03', 'r2u4at1k3'),
+    *(
+        'skip1',
+        'vgg',
+        'r2',
+        'u5',
+        'r2u',
+        'r2u5at0',
+        'r2u5+',
+        '+',
+        'wa99999999',
+        'r1000u4',
+        'r2u4k',
+        'r2u4k03',
+        'r2u4at1k3',
+    ),
 ]
 
 
