@@ -24,6 +24,7 @@ import timm_devnet
 import train
 from benchmarks.consolidate_speed import consolidate
 from benchmarks.coverage import coverage
+from benchmarks.growth_sets import SETS, make_set
 from benchmarks.publish_speed import hub
 from benchmarks.resources import memory, scaling
 from benchmarks.timing import interleave
@@ -37,9 +38,10 @@ Row = dict[str, str]
 
 # What the README shows: the paper's best size of each growth, one network of each family.
 SHOWN_BASES = ('alexnet', 'vgg16', 'tf_efficientnet_lite0')
-SHOWN_GROWTHS = ('', 'norm', 'skip', 'da', 'wa', 'dwa', 'wwa', 'mwa')
+SHOWN_GROWTHS = ('', 'norm', 'skip', 'da', 'wa', 'dwa', 'wwa', 'mwa', 'xwa')
 
 LITE = 'tf_efficientnet_lite0'
+CONTROLS = ('none', 'norm', 'skip')
 # Growth and weight of the block loss. `none` is plain fine-tuning; norm and skip are the controls without new units.
 GROWTHS = (
     ('none', 0.0),
@@ -51,9 +53,18 @@ GROWTHS = (
     ('wwa512', 0.0),
     ('mwa512', 0.0),
     ('mwa512', 1.0),
+    ('xwa512', 0.0),
 )
-# Few labels, and images as small as they can be seen on.
-FEW_LABELS = {DIGITS: dict(labels_per_class=20, img_size=64), ELPV: dict(labels_per_class=100, img_size=96)}
+# Few labels, and images as small as they can be seen on. A mirrored digit is no digit.
+FEW_LABELS: dict[str, dict[str, Any]] = {
+    DIGITS: dict(labels_per_class=20, img_size=64),
+    ELPV: dict(labels_per_class=100, img_size=96),
+    'photographs': dict(labels_per_class=15, img_size=96),
+    'materials': dict(labels_per_class=10, img_size=96),
+    'cells': dict(labels_per_class=40, img_size=96),
+    'small-digits': dict(labels_per_class=10, img_size=64, hflip=0.0),
+    'scenes': dict(labels_per_class=40, img_size=64, hflip=0.0),
+}
 # Of Student's law, two-sided 95 %, for 2, 3, ... 10 seeds.
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -147,7 +158,9 @@ def models(every: bool = False) -> int:
     """
     if every:
         print('# Models\n\nEvery registered name; made by `python benchmark.py models --every`.')
-        print('From BEiT on, `_wa` and `_mwa` without a number are registered too, and mean the number shown.\n')
+        print(
+            'From BEiT on, `_wa`, `_mwa` and `_xwa` without a number are registered too, and mean the number shown.\n'
+        )
     print(models_table(registered_names() if every else shown_names()))
     return 0
 
@@ -156,34 +169,51 @@ def growths(
     csv_file: Path = Path('output/growths.csv'),
     datasets: tuple[str, ...] = (DIGITS, ELPV),
     regimes: tuple[str, ...] = ('new', 'all'),
+    only: tuple[str, ...] = (),
+    base: str = LITE,
     seeds: int = 3,
     epochs: int = 20,
     lr: float = 0.01,
+    scale_init: float | None = None,
+    sets: Path = Path('output/sets'),
 ) -> int:
-    """Fine-tune EfficientNet-Lite0 on few labels with every growth, and print what each is worth.
+    """Fine-tune a network on few labels with every growth, and print what each is worth.
 
     A row is written to the CSV file as soon as a run ends; runs that are there already are not repeated.
 
     Args:
         csv_file: Where the results are kept.
-        datasets: Which of digits and elpv.
+        datasets: Which of digits, elpv, photographs, materials, cells, small-digits and scenes.
         regimes: What learns.
+        only: Growths to try, none for plain fine-tuning; all of them if empty.
+        base: Name of the plain network.
         seeds: Number of runs of each kind, 2 to 10: seeds 0, 1, ...
         epochs: Passes over the training images.
         lr: Learning rate of pretrained layers; new ones learn ten times as fast.
+        scale_init: Where scales start (None: the library's default).
+        sets: Where the sets are written that are made of other packages' images.
 
     Returns:
         Exit code 0.
 
     Raises:
-        ValueError: If an interval cannot be told from so many seeds.
+        ValueError: If an interval cannot be told from so many seeds, or a name is unknown.
     """
+    unknown = [name for name in datasets if name not in FEW_LABELS] + list({*only} - {name for name, _ in GROWTHS})
+    if unknown:
+        known = ', '.join((*FEW_LABELS, *dict(GROWTHS)))
+        raise ValueError(f'{", ".join(unknown)}: no data set or growth of this table; it has {known}')
     if not 2 <= seeds <= len(STUDENT_T) + 1:
         raise ValueError(f'--seeds is 2 to {len(STUDENT_T) + 1}, not {seeds}: the interval needs them')
+    folders = {name: make_set(name, sets) for name in datasets if name in SETS}
+    tried = [(growth, block_loss) for growth, block_loss in GROWTHS if not only or growth in only]
     cells = [
-        cell(dataset, regime, growth, block_loss, seed, epochs, lr)
+        dataclasses.replace(
+            cell(dataset, regime, growth, block_loss, seed, epochs, lr, base, folders.get(dataset)),
+            scale_init=None if growth == 'none' else scale_init,
+        )
         for seed in range(seeds)  # outermost, so that a table can be made of whole seeds at any time
-        for dataset, regime, (growth, block_loss) in itertools.product(datasets, regimes, GROWTHS)
+        for dataset, regime, (growth, block_loss) in itertools.product(datasets, regimes, tried)
     ]
     rows = read_rows(csv_file)
     for number, config in enumerate(cells, 1):
@@ -195,10 +225,11 @@ def growths(
                 file=sys.stderr,
             )
     for dataset, regime in itertools.product(datasets, regimes):
-        wanted = [config for config in cells if (config.dataset, config.regime) == (dataset, regime)]
+        wanted = [config for config in cells if (name_of(config), config.regime) == (dataset, regime)]
         found = [row for config in wanted if (row := find_row(rows, config))]
         print(f'\n{dataset}, regime {regime}: {wanted[0].labels_per_class} images a class, {wanted[0].img_size} px\n')
-        print_table(('growth', 'top-1 % (mean, spread)', 'over none', 'over norm'), growths_table(found))
+        header = ('growth', 'top-1 % (mean, spread)', *(f'over {control}' for control in CONTROLS))
+        print_table(header, growths_table(found, base))
     return 0
 
 
@@ -240,7 +271,7 @@ def registered_names() -> list[str]:
     modules = (timm_devnet.models.alexnet, timm_devnet.models.vgg_grown, timm_devnet.models.efficientnet_grown)
     growths_of = [(base, growth) for module in modules for base in module.BASES for growth in ('', *module.GROWTHS)]
     for base, units in timm_devnet.models.devnet.BASES.items():  # names without a number are those with it
-        growths_of += [(base, growth) for growth in ('', f'wa{units}', f'mwa{units}', 'norm', 'skip')]
+        growths_of += [(base, growth) for growth in ('', f'wa{units}', f'mwa{units}', f'xwa{units}', 'norm', 'skip')]
     return [f'{base}_{growth}'.rstrip('_') for base, growth in growths_of]
 
 
@@ -259,12 +290,22 @@ def models_table(names: Iterable[str]) -> str:
     return markdown(('model', 'growth', 'parameters', 'of base', 'multiply-adds', 'of base'), rows)
 
 
-def cell(dataset: str, regime: str, growth: str, block_loss: float, seed: int, epochs: int, lr: float) -> Config:
-    """The configuration of one run."""
-    few: dict[str, Any] = FEW_LABELS[dataset]
+def cell(
+    dataset: str,
+    regime: str,
+    growth: str,
+    block_loss: float,
+    seed: int,
+    epochs: int,
+    lr: float,
+    base: str = LITE,
+    folder: Path | None = None,
+) -> Config:
+    """The configuration of one run; the folder is that of a set which train.py does not know by name."""
     return Config(
-        dataset=dataset,
-        model=LITE if growth == 'none' else f'{LITE}_{growth}',
+        dataset=None if folder else dataset,
+        data_dir=str(folder) if folder else None,
+        model=base if growth == 'none' else f'{base}_{growth}',
         regime=regime,
         block_loss=block_loss,
         seed=seed,
@@ -275,14 +316,19 @@ def cell(dataset: str, regime: str, growth: str, block_loss: float, seed: int, e
         tracker='none',
         report=False,
         eval_every=epochs,  # the last epoch's accuracy, not the best of many, which would flatter
-        **few,
+        **FEW_LABELS[dataset],
     )
+
+
+def name_of(config: Config) -> str:
+    """The data set of a run."""
+    return config.dataset or Path(str(config.data_dir)).name
 
 
 def facts(config: Config) -> Row:
     """What tells one run from another, as the CSV file has it."""
-    names = 'dataset regime model block_loss seed epochs lr sched labels_per_class img_size'
-    values = dataclasses.asdict(config)
+    names = 'dataset regime model block_loss seed epochs lr sched labels_per_class img_size scale_init'
+    values = {**dataclasses.asdict(config), 'dataset': name_of(config)}
     return {name: str(values[name]) for name in names.split()}
 
 
@@ -313,24 +359,27 @@ def find_row(rows: list[Row], config: Config) -> Row | None:
     return next((row for row in rows if wanted.items() <= row.items()), None)
 
 
-def growths_table(rows: list[Row]) -> list[tuple[str, ...]]:
-    """Mean and spread of each growth, and the paired difference to `none` and to `norm` with its 95 % interval.
+def growths_table(rows: list[Row], base: str = LITE) -> list[tuple[str, ...]]:
+    """Mean and spread of each growth, and the paired difference to each control with its 95 % interval.
 
     Args:
         rows: Finished runs of one data set and regime, every seed of every growth.
+        base: Name of the plain network.
 
     Returns:
         Cells of the table, a row for each growth.
     """
     top1: dict[str, dict[str, float]] = {}
     for row in rows:
-        growth = row['model'].removeprefix(LITE).removeprefix('_') or 'none'
+        growth = row['model'].removeprefix(base).removeprefix('_') or 'none'
         label = growth if float(row['block_loss']) == 0 else f'{growth}, block loss {float(row["block_loss"]):g}'
         top1.setdefault(label, {})[row['seed']] = float(row['top1'])
     table = []
     for label, by_seed in top1.items():
         values = list(by_seed.values())
-        differences = ['' if label == control else paired(by_seed, top1[control]) for control in ('none', 'norm')]
+        differences = [
+            '' if label == control or control not in top1 else paired(by_seed, top1[control]) for control in CONTROLS
+        ]
         spread = f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}'
         table.append((label, spread, *differences))
     return table

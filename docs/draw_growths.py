@@ -21,7 +21,7 @@ PANELS = {
     'wa': 'wa: wider',
     'dwa': 'dwa: deeper and wider',
     'wwa': 'wwa: wider at two levels',
-    'mwa': 'mwa: reads lower levels',
+    'mwa': 'mwa, xwa: read lower levels',
     'skip': 'skip: levels, no units',
     'norm': 'norm: no units',
 }

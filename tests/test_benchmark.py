@@ -2,15 +2,18 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import benchmark
-from benchmarks import publish_speed, resources, timing, train_speed
+from benchmarks import growth_sets, publish_speed, resources, timing, train_speed
 from benchmarks.images import make_folder
 from training.config import DIGITS, Config
 
@@ -125,6 +128,66 @@ def test_growths_tells_other_recipes_apart(tmp_path: Path, monkeypatch: pytest.M
 def test_growths_needs_two_seeds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='--seeds is 2 to 10, not 1'):
         benchmark.growths(tmp_path / 'growths.csv', seeds=1)
+
+
+def test_growths_refuses_names_that_it_does_not_know(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='flowers, wa7: no data set or growth of this table; it has digits, elpv, '):
+        benchmark.growths(tmp_path / 'growths.csv', datasets=('flowers',), only=('none', 'wa7'))
+
+
+def test_growths_makes_a_set_and_trains_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+
+    def note(config: Config) -> benchmark.Row:
+        trained.append(config)
+        return fake_run(config)
+
+    monkeypatch.setattr(benchmark, 'run', note)
+    monkeypatch.setitem(growth_sets.SETS, 'scenes', few_examples)
+    file, sets = tmp_path / 'growths.csv', tmp_path / 'sets'
+    benchmark.growths(file, datasets=('scenes',), regimes=('new',), only=('none', 'norm'), seeds=2, sets=sets)
+    assert {config.data_dir for config in trained} == {str(sets / 'scenes')}
+    assert len([*sets.glob('scenes/*/*/*.png')]) == 4
+    assert {(row['dataset'], row['model']) for row in benchmark.read_rows(file)} == {
+        ('scenes', 'tf_efficientnet_lite0'),
+        ('scenes', 'tf_efficientnet_lite0_norm'),
+    }
+
+
+def few_examples() -> Iterator[growth_sets.Example]:
+    for split, label in itertools.product(('train', 'val'), 'ab'):
+        yield split, label, Image.new('RGB', (4, 4))
+
+
+def test_a_set_that_could_not_be_finished_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Iterator[growth_sets.Example]:
+        yield from few_examples()
+        raise OSError('the disk is full')
+
+    monkeypatch.setitem(growth_sets.SETS, 'scenes', broken)
+    with pytest.raises(OSError, match='full'):
+        growth_sets.make_set('scenes', tmp_path)
+    monkeypatch.setitem(growth_sets.SETS, 'scenes', few_examples)
+    assert len([*growth_sets.make_set('scenes', tmp_path).glob('*/*/*.png')]) == 4
+
+
+def test_patches_to_train_on_share_no_column_with_those_to_measure_on() -> None:
+    columns = np.tile(np.arange(200, dtype=np.uint8), (120, 1))  # each pixel tells its column
+    photograph, random = Image.fromarray(columns).convert('RGB'), np.random.default_rng(0)
+    seen = [np.asarray(growth_sets.cut(photograph, *part, random)) for part in [(0, 96), (104, 200)] for _ in range(50)]
+    assert max(image.max() for image in seen[:50]) < 100 <= min(image.min() for image in seen[50:]) + 2
+
+
+def test_growths_compares_with_every_control() -> None:
+    names = [benchmark.LITE, *(f'{benchmark.LITE}_{growth}' for growth in ('norm', 'skip', 'xwa512'))]
+    top1 = {'0': (1, 2, 3, 7), '1': (2, 4, 5, 10)}
+    rows = [
+        {'model': name, 'block_loss': '0.0', 'seed': seed, 'top1': str(value)}
+        for seed, values in top1.items()
+        for name, value in zip(names, values, strict=True)
+    ]
+    over = [cell.split(' ')[0] for cell in benchmark.growths_table(rows)[-1][2:]]
+    assert over == ['+7.00', '+5.50', '+4.50']
 
 
 def test_every_growth_is_a_valid_configuration() -> None:

@@ -61,7 +61,7 @@ class GrownAny(Grown):
     def units_for(cls, model: Any) -> Mapping[str, int]:
         """In proportion to the width of what the classifier reads: 512 units for 1280 or 2048 channels, 256 for 768."""
         units = max(16, 2 ** floor(log2(0.4 * _outline(model).stages[-1].width)))
-        return {'da': 2 * units, **dict.fromkeys(('wa', 'dwa', 'wwa', 'mwa'), units)}
+        return {'da': 2 * units, **dict.fromkeys(('wa', 'dwa', 'wwa', 'mwa', 'xwa'), units)}
 
     def _begin(self) -> None:
         """Keep what the plain network looked like, and let its dropout stand behind the reconciled blocks."""

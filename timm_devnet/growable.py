@@ -49,7 +49,7 @@ def list_growable(filter: str | Sequence[str] = '') -> dict[str, Growable]:
     Example:
         >>> import timm_devnet
         >>> timm_devnet.list_growable('resnet18')['resnet18'].growths
-        ('da256', 'wa128', 'dwa128', 'wwa128', 'mwa128', 'norm', 'skip')
+        ('da256', 'wa128', 'dwa128', 'wwa128', 'mwa128', 'xwa128', 'norm', 'skip')
     """
     return {name: _tell(name) for name in list_plain(filter)}
 

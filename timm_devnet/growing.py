@@ -12,6 +12,7 @@ from .grown import FAMILIES, Grown, Options
 from .growth import Growth, parse
 from .optimizer_state import Before, average_of, carry_average, carry_optimizer, inner_optimizer
 from .plan import Level
+from .reconcile import SCALE_INIT
 
 __all__ = ['block_logits', 'block_names', 'check_growth', 'family_of', 'grow', 'old_levels', 'to_own_layout']
 
@@ -48,7 +49,7 @@ def to_own_layout(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
 def grow(
     model: nn.Module,
     growth: str,
-    scale_init: float | None = 10.0,
+    scale_init: float | None = SCALE_INIT,
     new_init: str = 'random',
     optimizer: Any = None,
     ema: Any = None,
@@ -124,7 +125,9 @@ def grow(
     return model
 
 
-def check_growth(model: nn.Module, growth: str, scale_init: float | None = 10.0, new_init: str = 'random') -> Growth:
+def check_growth(
+    model: nn.Module, growth: str, scale_init: float | None = SCALE_INIT, new_init: str = 'random'
+) -> Growth:
     """Refuse a growth that cannot be, before anything is changed.
 
     Args:

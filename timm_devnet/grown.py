@@ -24,6 +24,7 @@ from .growth import MAX_LENGTH, PAPER_UNITS, Growth, parse
 from .layers import Added, ConvUnits, LinearUnits, Pass, Scaled, copy_units, gather, init_uniform, match_size
 from .memory import check_memory, count_bytes
 from .plan import Layer, Level, Phase, Plan, plan
+from .reconcile import SCALE_INIT
 
 __all__ = [
     'ANY',
@@ -54,7 +55,7 @@ class Options:
         new_init: 'random' (He's law), or 'copy': copies of the old units beside them plus noise.
     """
 
-    scale_init: float | None = 10.0
+    scale_init: float | None = SCALE_INIT
     new_init: str = 'random'
 
     def __post_init__(self) -> None:
@@ -214,7 +215,7 @@ class Grown(nn.Module):
     @classmethod
     def count_weights(cls, model: Any, layer: Layer) -> int:
         """How many weights new units would have."""
-        return layer.in_width * layer.width
+        return layer.in_width * layer.width * layer.kernel**2
 
     @classmethod
     def copies(cls, layer: Layer) -> bool:

@@ -109,13 +109,14 @@ def _init_he(weight: Tensor, generator: torch.Generator) -> None:
 
 @register_notrace_module  # reason: resizing is control flow on the input's shape
 class ConvUnits(Added):
-    """New units on maps: a convolution (1x1 unless told otherwise), norm and activation.
+    """New units on maps: a convolution (of the plan's kernel unless told otherwise), norm and activation.
 
     Args:
         layer: What they are in the plan of their network.
         norm: Normalisation of the units (its own activation included, as in timm's BatchNormAct2d), or None.
         act: Activation after the convolution, for units without a norm that has its own.
-        conv: The convolution, for units shaped like the old layer beside them; None builds 1x1.
+        conv: The convolution, for units shaped like the old layer beside them; None builds one that keeps
+            the size of maps.
         drop_rate: Dropout on what is read.
         device, dtype: Where and what the parameters are.
     """
@@ -132,7 +133,13 @@ class ConvUnits(Added):
     ) -> None:
         super().__init__(layer)
         self.drop = nn.Dropout(drop_rate)
-        self.conv = conv or nn.Conv2d(layer.in_width, layer.width, 1, bias=norm is None, device=device, dtype=dtype)
+        self.conv = conv or nn.Conv2d(
+            *(layer.in_width, layer.width, layer.kernel),
+            padding=layer.kernel // 2,
+            bias=norm is None,
+            device=device,
+            dtype=dtype,
+        )
         self.norm = norm or nn.Identity()
         self.act = act or nn.Identity()
 

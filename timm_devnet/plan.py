@@ -53,7 +53,8 @@ class Layer:
         step: Which growth adds it, counted from 0.
         in_width: Channels of all that it reads.
         width: Channels of its value.
-        like_old: Whether it reads just what the old layer beside it reads.
+        like_old: Whether it reads just what the old layer beside it reads, one position at a time.
+        kernel: Side of the square of positions that units see at once.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Layer:
     in_width: int
     width: int
     like_old: bool = False
+    kernel: int = 1
 
 
 @dataclass(frozen=True)
@@ -147,26 +149,35 @@ class _Planner:
         reads = [name for level in block.reads for name in self.stack[level]]
         if block.level == ON_TOP:
             name = f'fc{chr(ord("a") + self.deep)}'
-            self.add_units(name, reads, name, step, block.units, like_old=False)
+            self.add_units(name, reads, name, step, block, like_old=False)
             self.stack.insert(0, [name])
             self.deep += 1
             return
         here = self.stack[block.level]
         if block.units:
-            self.add_units(self.name(here), reads, here[0], step, block.units, block.reads == (block.level + 1,))
+            like_old = block.reads == (block.level + 1,) and block.kernel == 1
+            self.add_units(self.name(here), reads, here[0], step, block, like_old)
         else:
             self.add_passes(reads, here, step)
 
-    def add_units(self, name: str, reads: list[str], level: str, step: int, units: int, like_old: bool) -> None:
+    def add_units(self, name: str, reads: list[str], level: str, step: int, block: Block, like_old: bool) -> None:
         phase = max(Phase.POOLED if self.is_pooled(read) else self.phase[read] for read in reads)
         if like_old:  # built like the old layer there, so computed where that one is
             phase = max(phase, self.phase[level])
+        if block.kernel > 1 and phase != Phase.TRUNK:
+            flat = ', '.join(read for read in reads if self.is_pooled(read) or self.phase[read] != Phase.TRUNK)
+            raise ValueError(
+                f'A kernel of {block.kernel} needs maps of the trunk, and {flat} in this network is none: leave '
+                f'k{block.kernel} out, or read lower levels.'
+            )
         in_width = sum(self.width_in(read, phase) for read in reads)
         for read in reads:
             self.need(read, phase)
         if len(reads) > 1 or phase == Phase.POOLED:
             reads = [self.scaled(read, phase, step) for read in reads]
-        self.enter(Layer(name, 'units', tuple(reads), phase, level, step, in_width, units, like_old))
+        self.enter(
+            Layer(name, 'units', tuple(reads), phase, level, step, in_width, block.units, like_old, block.kernel)
+        )
         if level != name:
             next(blocks for blocks in self.stack if blocks[0] == level).append(name)
 

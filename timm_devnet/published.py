@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .delta import SAFE_FILE, Base, digest, is_repo_id
 from .grown import Options
 from .growth import parse
+from .reconcile import SCALE_INIT
 
 __all__ = ['Published', 'check_published', 'list_published', 'register_published', 'takes_published_tags']
 
@@ -89,7 +90,7 @@ class Published:
     def _check_arguments(self) -> None:
         _check_names('model_args', self.model_args, _ARGUMENTS)
         parse(self.model_args.get('growth', 'norm'))
-        Options(self.model_args.get('scale_init', 10.0), self.model_args.get('new_init', 'random'))
+        Options(self.model_args.get('scale_init', SCALE_INIT), self.model_args.get('new_init', 'random'))
         for name, kind in (('settled', int), ('in_chans', int), ('global_pool', str)):
             if name in self.model_args and type(self.model_args[name]) is not kind:
                 raise ValueError(f'model_args has {name}={self.model_args[name]!r}, which is no {kind.__name__}')

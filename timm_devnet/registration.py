@@ -31,6 +31,7 @@ from .grown import ANY, Grown, Options, registered_for
 from .growth import parse
 from .memory import check_memory, count_bytes
 from .published import check_published, takes_published_tags
+from .reconcile import SCALE_INIT
 
 __all__ = [
     'create_grown',
@@ -90,7 +91,7 @@ def _register(module: str, base: str, growth: str, feature_levels: int | None, f
     def entrypoint(
         pretrained: bool = False,
         growth: str = growth,
-        scale_init: float | None = 10.0,
+        scale_init: float | None = SCALE_INIT,
         new_init: str = 'random',
         settled: int = 0,
         delta_of: dict[str, Any] | None = None,

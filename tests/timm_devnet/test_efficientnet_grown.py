@@ -35,7 +35,7 @@ def test_the_converted_weights_know_what_they_see(lite: Any, photographs: Tensor
     assert lite(photographs[3:4]).argmax().item() in (281, 282, 283, 284, 285)  # ImageNet's cats
 
 
-@pytest.mark.parametrize('growth', ['wa', 'mwa', 'skip', 'norm', 'wwa'])
+@pytest.mark.parametrize('growth', ['wa', 'mwa', 'xwa', 'skip', 'norm', 'wwa'])
 @torch.no_grad()
 def test_an_untrained_grown_network_sees_what_its_base_sees(
     growth: str, lite_weights: Path, photographs: Tensor, known: Tensor

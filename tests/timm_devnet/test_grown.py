@@ -176,16 +176,17 @@ def test_without_reconciliation_there_are_no_scales(growth: str) -> None:
     assert not [name for name, _ in model.named_parameters() if 'scale' in name]
 
 
+@pytest.mark.parametrize(('growth', 'padding'), [('mwa16', 0), ('xwa16', 1)])
 @torch.no_grad()
-def test_lite_mwa_by_hand(images: Tensor) -> None:
-    model = stir(grow(plain(), 'mwa16')).eval()
+def test_lite_mwa_and_xwa_by_hand(growth: str, padding: int, images: Tensor) -> None:
+    model = stir(grow(plain(), growth)).eval()
     with watched(model, ['blocks.4', 'blocks.5', 'bn2']) as seen:
         logits = model(images)
     blocks = {'conv_head': seen['bn2']}
     for name, read in (('conv_head_1', 'blocks.5'), ('conv_head_2', 'blocks.4')):
         state, prefix = model.state_dict(), f'grown.{name}'
         mean, var = state[f'{prefix}.norm.running_mean'], state[f'{prefix}.norm.running_var']
-        x = F.conv2d(seen[read], state[f'{prefix}.conv.weight'])
+        x = F.conv2d(seen[read], state[f'{prefix}.conv.weight'], padding=padding)
         x = F.batch_norm(x, mean, var, state[f'{prefix}.norm.weight'], state[f'{prefix}.norm.bias'], eps=1e-3)
         blocks[name] = x.clamp(0, 6)
     scaled = [norm_and_scale(block.mean((2, 3)), scale_of(model, name)) for name, block in blocks.items()]
@@ -401,8 +402,8 @@ def test_an_efficientnet_without_batch_norm_grows_units_with_a_norm_of_its_kind(
 
 
 def test_another_scale_than_before_is_refused() -> None:
-    with pytest.raises(ValueError, match='has grown with scale_init=10.0.*given scale_init=5.0'):
-        grow(grow(plain(), 'wa16'), 'wa16', scale_init=5.0)
+    with pytest.raises(ValueError, match='has grown with scale_init=5.0.*given scale_init=7.0'):
+        grow(grow(plain(), 'wa16'), 'wa16', scale_init=7.0)
 
 
 @pytest.mark.parametrize('scale_init', [-1.0, float('nan'), float('inf'), '10', [10.0]])

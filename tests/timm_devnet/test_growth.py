@@ -7,10 +7,21 @@ from typing import Any
 
 import pytest
 
-from timm_devnet.growth import CONTROLS, KINDS, MAX_UNITS, PAPER_UNITS, Block, Growth, parse
+from timm_devnet.growth import CONTROLS, KINDS, MAX_KERNEL, MAX_UNITS, PAPER_UNITS, Block, Growth, parse
 
-LITE_UNITS = {'da': 10, 'wa': 20, 'dwa': 30, 'wwa': 40, 'mwa': 50}
-SPELLED = ('r1u5', 'r2u256+r3u256', 'r2u512at1+r1u1024', 'r1r2u7', 'r3r1u8', 'r4u3at2+r3u2at1', 'r2u0', 'r2u0at1+r1u4')
+LITE_UNITS = {'da': 10, 'wa': 20, 'dwa': 30, 'wwa': 40, 'mwa': 50, 'xwa': 60}
+SPELLED = (
+    'r1u5',
+    'r2u256+r3u256',
+    'r2u512at1+r1u1024',
+    'r1r2u7',
+    'r3r1u8',
+    'r4u3at2+r3u2at1',
+    'r2u0',
+    'r2u0at1+r1u4',
+    'r2u8k3',
+    'r2u8k5at1+r1u4',
+)
 STEPS = (*(f'{kind}{units}' for kind in KINDS for units in (2, 2048, MAX_UNITS)), *CONTROLS, *SPELLED)
 
 
@@ -22,9 +33,11 @@ STEPS = (*(f'{kind}{units}' for kind in KINDS for units in (2, 2048, MAX_UNITS))
         ('dwa5', (Block(0, (1,), 5), Block(-1, (0,), 5))),
         ('wwa6', (Block(1, (2,), 3), Block(0, (1,), 6))),
         ('mwa6', (Block(0, (2,), 3), Block(0, (3,), 3))),
+        ('xwa6', (Block(0, (2,), 3, kernel=3), Block(0, (3,), 3, kernel=3))),
         ('norm', ()),
         ('skip', (Block(0, (2,), 0), Block(0, (3,), 0))),
         ('r12r3u4at2', (Block(2, (12, 3), 4),)),
+        ('r3u4k5at2', (Block(2, (3,), 4, kernel=5),)),
     ],
 )
 def test_a_name_means_these_blocks(text: str, blocks: tuple[Block, ...]) -> None:
@@ -48,7 +61,15 @@ def test_a_name_prints_as_itself(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('spelled', 'name'), [('r1u8', 'wa8'), ('r2u4at1+r1u8', 'wwa8'), ('r2u4+r3u4', 'mwa8'), ('r2u0+r3u0', 'skip')]
+    ('spelled', 'name'),
+    [
+        ('r1u8', 'wa8'),
+        ('r2u4at1+r1u8', 'wwa8'),
+        ('r2u4+r3u4', 'mwa8'),
+        ('r2u4k1+r3u4', 'mwa8'),
+        ('r2u4k3+r3u4k3', 'xwa8'),
+        ('r2u0+r3u0', 'skip'),
+    ],
 )
 def test_spelled_out_blocks_print_as_their_name(spelled: str, name: str) -> None:
     assert str(parse(spelled)) == name
@@ -64,7 +85,7 @@ def test_repeated_growth_is_a_list_of_steps() -> None:
     assert parse('wa2048_wa1024') == Growth((*parse('wa2048').steps, *parse('wa1024').steps))
 
 
-@pytest.mark.parametrize('text', ['wwa3', 'mwa2047', 'wa4_wwa1'])
+@pytest.mark.parametrize('text', ['wwa3', 'mwa2047', 'xwa5', 'wa4_wwa1'])
 def test_odd_numbers_cannot_be_shared_between_two_blocks(text: str) -> None:
     with pytest.raises(ValueError, match='even number'):
         parse(text)
@@ -72,13 +93,27 @@ def test_odd_numbers_cannot_be_shared_between_two_blocks(text: str) -> None:
 
 WRONG = [
     *('WA2048', 'wa-1', 'wa0', 'wa01', 'wa2.5', 'wa 2', 'wa2048 ', 'wa2048\n', 'wa٣', '_', 'wa_', 'wa2__wa4', 'norm4'),
-    *('skip1', 'vgg', 'r2', 'u5', 'r2u', 'r2u5at0', 'r2u5+', '+', 'wa99999999', 'r1000u4'),
+    *(
+        'skip1',
+        'vgg',
+        'r2',
+        'u5',
+        'r2u',
+        'r2u5at0',
+        'r2u5+',
+        '+',
+        'wa99999999',
+        'r1000u4',
+        'r2u4k',
+        'r2u4k03',
+        'r2u4at1k3',
+    ),
 ]
 
 
 @pytest.mark.parametrize('text', WRONG)
 def test_an_unknown_name_is_told_the_grammar(text: str) -> None:
-    with pytest.raises(ValueError, match='one or more of da, wa, dwa, wwa, mwa .* and norm, skip'):
+    with pytest.raises(ValueError, match='one or more of da, wa, dwa, wwa, mwa, xwa .* and norm, skip'):
         parse(text)
 
 
@@ -130,6 +165,18 @@ def test_a_block_reads_below_itself(text: str) -> None:
 def test_a_block_on_top_has_units_and_reads_the_top(level: int, reads: tuple[int, ...], units: int) -> None:
     with pytest.raises(ValueError, match=r'on top \(level -1\) has units and reads level 0'):
         Block(level, reads, units)
+
+
+@pytest.mark.parametrize('kernel', [0, 2, 17, -1])
+def test_a_kernel_is_odd_and_not_too_large(kernel: int) -> None:
+    with pytest.raises(ValueError, match=f'odd number from 1 to {MAX_KERNEL}, not {kernel}'):
+        Block(0, (2,), 4, kernel)
+
+
+@pytest.mark.parametrize(('level', 'reads', 'units'), [(-1, (0,), 4), (0, (2,), 0)])
+def test_only_units_that_read_maps_have_a_kernel(level: int, reads: tuple[int, ...], units: int) -> None:
+    with pytest.raises(ValueError, match='none on top and no block of 0'):
+        Block(level, reads, units, kernel=3)
 
 
 def test_a_block_reads_something() -> None:

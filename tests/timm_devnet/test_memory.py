@@ -53,6 +53,11 @@ def test_the_kernel_of_fc6_counts() -> None:
         timm.create_model('vgg16_wa2048', pretrained=True, growth='r2u1000000at1')
 
 
+def test_a_kernel_that_is_spelled_out_counts() -> None:
+    with pytest.raises(ValueError, match=TOO_MUCH):  # 0.8 GB without it
+        timm.create_model(LITE, growth='r2u1000000k15')
+
+
 def test_grow_refuses_it_and_leaves_the_network_as_it_was() -> None:
     model = timm.create_model('tf_efficientnet_lite0', num_classes=2)
     with pytest.raises(ValueError, match=TOO_MUCH):

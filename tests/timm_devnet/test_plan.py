@@ -38,6 +38,7 @@ def units(planned: Plan) -> dict[str, tuple[str, ...]]:
         ('dwa8', {'fc7_1': ('fc6',), 'fca': ('fc7', 'fc7_1')}),
         ('wwa8', {'fc6_1': ('pool5',), 'fc7_1': ('fc6', 'fc6_1')}),
         ('mwa8', {'fc7_1': ('pool5',), 'fc7_2': ('conv4',)}),
+        ('xwa8', {'fc7_1': ('pool5',), 'fc7_2': ('conv4',)}),
         ('norm', {}),
         ('skip', {}),
         ('wa8_wa4', {'fc7_1': ('fc6',), 'fc7_2': ('fc6',)}),
@@ -49,6 +50,16 @@ def units(planned: Plan) -> dict[str, tuple[str, ...]]:
 )
 def test_new_units_read(growth: str, reads: dict[str, tuple[str, ...]]) -> None:
     assert units(wired(growth)) == reads
+
+
+@pytest.mark.parametrize('growth', ['r1u8k3', 'r2r1u8k3', 'da4_r2u8k3'])
+def test_a_kernel_on_what_is_no_map_is_refused(growth: str) -> None:
+    with pytest.raises(ValueError, match='A kernel of 3 needs maps of the trunk, and fc6 in this network is none'):
+        wired(growth)
+
+
+def test_units_with_a_kernel_are_not_like_the_old_layer_beside_them() -> None:
+    assert [layer.like_old for layer in wired('r2u8k3at1+r2u8at1').layers if layer.kind == 'units'] == [False, True]
 
 
 @pytest.mark.parametrize(

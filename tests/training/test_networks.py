@@ -31,7 +31,7 @@ def test_names_near_an_unknown_model_are_shown() -> None:
 
 def test_a_wrong_growth_shows_the_grammar_and_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"A growth is one or more of .* Did you mean 'mwa512'"):
-        build_network(Config(model='tf_efficientnet_lite0_mxa512', pretrained=False), 3)
+        build_network(Config(model='tf_efficientnet_lite0_mwaa512', pretrained=False), 3)
 
 
 def test_sizes_that_are_not_registered_can_be_named() -> None:
@@ -60,7 +60,7 @@ def test_options_of_a_growth_need_a_grown_network() -> None:
         build_network(Config(model='test_efficientnet', pretrained=False, scale_init=5.0), 3)
 
 
-@pytest.mark.parametrize(('scale_init', 'start'), [(None, 10.0), (5.0, 5.0)])
+@pytest.mark.parametrize(('scale_init', 'start'), [(None, 5.0), (7.0, 7.0)])
 def test_scale_init_reaches_the_network(scale_init: float | None, start: float) -> None:
     config = Config(model='tf_efficientnet_lite0_norm', pretrained=False, scale_init=scale_init)
     state = build_network(config, 3)[0].state_dict()

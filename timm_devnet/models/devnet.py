@@ -15,11 +15,12 @@ from torch import nn
 
 from ..grown import Options
 from ..published import takes_published_tags
+from ..reconcile import SCALE_INIT
 from ..registration import create_grown, find_source, grown_cfgs, register_grown, usual_levels
 
 __all__ = ['devnet']
 
-# Base: units of its registered wa and mwa, in proportion to the width of what its classifier reads.
+# Base: units of its registered wa, mwa and xwa, in proportion to the width of what its classifier reads.
 BASES = {
     'beit_base_patch16_224': 256,
     'caformer_s18': 128,
@@ -80,7 +81,7 @@ SOURCE, GROWTH = 'tf_efficientnet_lite0', 'mwa'  # what `devnet` is where nothin
 
 
 def _growths(units: int) -> tuple[str, ...]:
-    return 'wa', f'wa{units}', 'mwa', f'mwa{units}', 'norm', 'skip'
+    return 'wa', f'wa{units}', 'mwa', f'mwa{units}', 'xwa', f'xwa{units}', 'norm', 'skip'
 
 
 def _all_cfgs() -> Mapping[str, Any]:
@@ -104,7 +105,7 @@ def devnet(
     pretrained: bool = False,
     source: str = SOURCE,
     growth: str = GROWTH,
-    scale_init: float | None = 10.0,
+    scale_init: float | None = SCALE_INIT,
     new_init: str = 'random',
     settled: int = 0,
     delta_of: dict[str, Any] | None = None,

@@ -2,7 +2,7 @@
 
 The top layer, in the part of FC7, is `conv_head` with its norm and activation `bn2`; it reads the last stage,
 `blocks.6`, in the part of FC6. Below are the earlier stages `blocks.5`, `blocks.4`, ... and the stem. New units are 1x1
-convolutions with their own norm and activation; the classifier reads every block pooled.
+(`xwa`: 3x3) convolutions with their own norm and activation; the classifier reads every block pooled.
 
 Source:
     EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks (Tan, Le, 2019).
@@ -35,7 +35,7 @@ class GrownEfficientNet(Grown, EfficientNet):  # type: ignore[misc]  # prune_int
     final_level = 'conv_head'
     classifier_name = 'classifier'
     unit_levels = ('conv_head',)
-    default_units = MappingProxyType({'da': 1024, 'wa': 512, 'dwa': 512, 'wwa': 512, 'mwa': 512})
+    default_units = MappingProxyType({'da': 1024, 'wa': 512, 'dwa': 512, 'wwa': 512, 'mwa': 512, 'xwa': 512})
 
     @classmethod
     def levels_of(cls, model: Any) -> list[Level]:
@@ -166,6 +166,7 @@ GROWTHS = (
     *('dwa', 'dwa512'),
     *('wwa', 'wwa512'),
     *('mwa', 'mwa256', 'mwa512', 'mwa1024'),
+    *('xwa', 'xwa256', 'xwa512', 'xwa1024'),
     *('norm', 'skip'),
     *('wa512_wa256', 'wa512_wa512', 'mwa512_mwa512'),
 )
