@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from .frozen import Tracer
 from .grown import Grown, gather
 from .layers import ConvUnits, LinearUnits
-from .layout import append_maps, channels_first, channels_last_of, pool_features
+from .layout import OPAQUE, append_maps, channels_first, channels_last_of, pool_features
 from .outline import Outline, outline_of, pool_type_of
 from .plan import Layer, Level, Phase
 
@@ -116,12 +116,12 @@ class GrownAny(Grown):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         base, layout = cast(Any, self.base_class), self.outline.layout
-        parts = x.split(self.feature_widths, -1 if channels_last_of(layout) else 1)
+        parts = [x] if layout == OPAQUE else x.split(self.feature_widths, -1 if channels_last_of(layout) else 1)
         values: dict[str, Tensor] = {}
         for i, name in enumerate(self.feature_names):
-            if self.top_pool == '':
+            if self.top_pool == '' and layout != OPAQUE:
                 values[name] = channels_first(parts[i], layout)
-            elif name in self.pooled:
+            elif name in self.pooled and layout != OPAQUE:
                 values[name] = pool_features(parts[i], layout, self.top_pool)
         old = base.forward_head(self, parts[0], pre_logits=True)
         values[self.outline.head or self.final_level] = channels_first(old, layout) if self.top_pool == '' else old
@@ -130,7 +130,7 @@ class GrownAny(Grown):
         x = F.dropout(x, self.head_drop_rate, self.training)
         if self.top_pool == '' and channels_last_of(layout):
             x = x.movedim(1, -1)
-        return x if pre_logits else self.get_classifier()(x)
+        return x if pre_logits or self.num_classes == 0 else self.get_classifier()(x)
 
     @staticmethod
     def pool_mult(model: Any) -> int:

@@ -2,7 +2,7 @@
 
 A convolutional network gives maps (N, C, H, W), some transformers (N, H, W, C), others tokens (N, L, C) with class
 tokens before those of the positions, and a few one vector (N, C). The names are those of `timm.layers.Format`, and
-'NC' for vectors.
+'NC' for vectors; features that are several tensors are opaque, and nothing can be appended to them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from torch import Tensor
 
 from .layers import match_size
 
-__all__ = ['append_maps', 'channels_first', 'channels_last_of', 'pool_features']
+__all__ = ['OPAQUE', 'append_maps', 'channels_first', 'channels_last_of', 'pool_features']
+
+
+OPAQUE = 'several tensors'
 
 
 def channels_last_of(layout: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 from timm.layers.adaptive_avgmax_pool import adaptive_pool_feat_mult
 from torch import Tensor, nn
 
-from .layout import channels_last_of
+from .layout import OPAQUE, channels_last_of
 
 __all__ = ['Outline', 'Stage', 'classifiers_of', 'outline_of', 'pool_type_of', 'run_on_meta']
 
@@ -45,7 +45,7 @@ class Outline:
         stages: From the bottom up; the last one, or the one before it if there is a `head`, is `forward_features`.
         final: The name of the stage that `forward_features` gives.
         head: The name of the last layer between pooling and classifier, '' where the classifier reads pooled features.
-        layout: Of the features; see `layout.py`.
+        layout: Of the features, as `layout.py` names it.
         classifier: The name of the module whose place the classifier of the grown network takes.
         replaced: The names of all modules that go with it: two for networks distilled with a second classifier.
     """
@@ -89,11 +89,14 @@ def outline_of(model: nn.Module) -> Outline:
         raise ValueError(f"{name} cannot grow: it lacks {', '.join(lacking)} of timm's interface.")
     classifier, replaced = _find_classifier(model)
     features, maps, pooled = _look(model)
-    layout, width = _layout_of(model, features)
     if pooled.ndim != 2 and pool_type_of(model):
         raise ValueError(
             f'{name} cannot grow: forward_head(pre_logits=True) gives {tuple(pooled.shape)}, not one vector an image.'
         )
+    if not isinstance(features, Tensor):  # several: nothing can be appended to them, but the top can grow
+        whole = Stage('features', pooled.shape[1], None, tuple(_Order(model, replaced).holders))
+        return Outline((whole,), whole.name, '', OPAQUE, classifier, replaced)
+    layout, width = _layout_of(model, features)
     is_last = layout == 'NC' or bool(maps) and maps[-1].width == width
     below = maps[:-1] if is_last else maps
     order = _Order(model, replaced)
@@ -161,7 +164,7 @@ def run_on_meta(module: nn.Module, images: Tensor) -> Any:
         return torch.func.functional_call(module, tensors, (images,), tie_weights=False)
 
 
-def _look(model: nn.Module) -> tuple[Tensor, list[_Value], Tensor]:
+def _look(model: nn.Module) -> tuple[Any, list[_Value], Tensor]:
     run = _Run(model)
     first = next(model.parameters())
     channels = getattr(model, 'in_chans', 3)
@@ -176,9 +179,9 @@ def _look(model: nn.Module) -> tuple[Tensor, list[_Value], Tensor]:
     else:
         reason = str(failure).strip().partition('\n')[0]
         raise ValueError(f'{type(model).__name__} cannot grow: it could not be run to find its levels: {reason}')
-    if not isinstance(features, Tensor) or not isinstance(pooled, Tensor):
+    if not isinstance(pooled, Tensor):
         raise ValueError(
-            f'{type(model).__name__} cannot grow: its features are a {type(features).__name__}, not one tensor.'
+            f'{type(model).__name__} cannot grow: its classifier reads a {type(pooled).__name__}, not one tensor.'
         )
     infos = cast(Any, getattr(model, 'feature_info', None)) or []
     names = [info['module'] for info in infos]

@@ -75,9 +75,8 @@ def test_modules_that_are_shared_keep_their_parameters() -> None:
     assert [(name, id(parameter)) for name, parameter in model.named_parameters(remove_duplicate=False)] == before
 
 
-def test_a_network_whose_features_are_several_tensors_is_refused() -> None:
-    with pytest.raises(ValueError, match='CrossVit cannot grow: its features are a list'):
-        outline_of(timm.create_model('crossvit_tiny_240', device='meta'))
+def test_of_a_network_whose_features_are_several_tensors_only_the_top_grows() -> None:
+    assert levels('crossvit_tiny_240') == [('features', 288)]
 
 
 def test_a_module_without_timms_interface_is_refused() -> None:

@@ -71,7 +71,6 @@ class Spread:
         ('tf_efficientnet_lite0', ('r99u16@1',), None, 'level'),
         ('tf_efficientnet_lite0', ('wa16@1',), Spread(), r'sharded \(FSDP\): leave it out'),
         ('levit_128s', ('mwa16@1',), None, 'reads level 3; the network has these'),
-        ('crossvit_tiny_240', ('wa16@1',), None, 'CrossVit cannot grow'),
     ],
 )
 def test_growths_that_cannot_be_are_refused_before_training(
