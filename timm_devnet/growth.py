@@ -109,8 +109,8 @@ class Growth:
         steps: One entry per growth; an empty step only reconciles (the control `norm`).
 
     Example:
-        >>> parse('wwa2048').steps
-        ((Block(level=1, reads=(2,), units=1024), Block(level=0, reads=(1,), units=2048)),)
+        >>> parse('wwa2048').steps[0][0]
+        Block(level=1, reads=(2,), units=1024, kernel=1)
         >>> str(parse('mwa512_wa'))
         'mwa512_wa2048'
     """

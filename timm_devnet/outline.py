@@ -229,6 +229,8 @@ def _find_classifier(model: nn.Module) -> tuple[str, tuple[str, ...]]:
         raise ValueError(f'{type(model).__name__} cannot grow: it has no classifier to replace.')
     replaced = [names[module] for module in classifiers]
     for i, name in enumerate(replaced):
+        if hasattr(classifiers[i], 'global_pool') and isinstance(getattr(classifiers[i], 'fc', None), nn.Module):
+            replaced[i] = name = f'{name}.fc'  # timm's ClassifierHead: pooling, dropout and the classifier
         parent = name.rpartition('.')[0]
         inside = model.get_submodule(parent)
         # timm's NormLinear: a norm and a linear map that are the classifier together.

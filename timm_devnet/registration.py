@@ -163,8 +163,8 @@ def resolve_name(name: str) -> tuple[str, dict[str, Any]]:
     Example:
         >>> resolve_name('vgg16_wa300_da50')
         ('vgg16_wa', {'growth': 'wa300_da50'})
-        >>> resolve_name('edgenext_small_wa64')
-        ('devnet', {'source': 'edgenext_small', 'growth': 'wa64'})
+        >>> resolve_name('cspresnet50_wa64')
+        ('devnet', {'source': 'cspresnet50', 'growth': 'wa64'})
     """
     if ':' in name or is_model(name):
         return name, {}

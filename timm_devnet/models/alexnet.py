@@ -160,4 +160,4 @@ def alexnet(pretrained: bool = False, **kwargs: Any) -> AlexNet:
 
 
 default_cfgs.update(grown_cfgs(BASES, GROWTHS))
-register_grown(__name__, BASES, GROWTHS, feature_levels=4)
+register_grown(__name__, BASES, GROWTHS, feature_levels=4, flatten_sequential=True)

@@ -172,4 +172,4 @@ GROWTHS = (
 )
 
 default_cfgs = grown_cfgs(BASES, GROWTHS)
-register_grown(__name__, BASES, GROWTHS, feature_levels=5)
+register_grown(__name__, BASES, GROWTHS, feature_levels=5, flatten_sequential=True)
