@@ -182,7 +182,7 @@ class Config:
     run folder's nonfinite.txt. skip also skips gradients that are not finite; it makes the host wait for the device
     at every update."""
     block_loss: float | None = None
-    """Weight of the mean loss of each block of a grown network answering alone (None: 0.5 where new units on top read
+    """Weight of the mean loss of each block of a grown network answering alone (None: 1 where new units on top read
     lower levels, as in mwa and xwa, else 0)."""
     model_ema: bool = False
     """Keep a moving average of the weights; it is what is evaluated, and what best/ and last/ hold."""
@@ -436,13 +436,13 @@ def measured_block_loss(model: str) -> float:
 
     Example:
         >>> [measured_block_loss(f'tf_efficientnet_lite0{growth}') for growth in ('_mwa512', '_wa512', '_skip', '')]
-        [0.5, 0.0, 0.0, 0.0]
+        [1.0, 0.0, 0.0, 0.0]
     """
     for word in model.partition('.')[0].split('_'):
         with contextlib.suppress(ValueError):  # a part of the base's name
             blocks = itertools.chain(*timm_devnet.parse_growth(word).steps)
             if any(block.units and block.level == 0 and min(block.reads) > 1 for block in blocks):
-                return 0.5
+                return 1.0
     return 0.0
 
 

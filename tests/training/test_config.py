@@ -123,7 +123,7 @@ def test_a_folder_keeps_the_size_of_the_network_and_flips() -> None:
 
 
 def test_what_the_user_says_is_kept() -> None:
-    config = Config(img_size=32, epochs=1, hflip=0.5)
+    config = Config(img_size=32, epochs=1, hflip=0.5, block_loss=0.25)
     assert config.resolved() == dataclasses.replace(config, dataset='digits')
 
 
@@ -143,10 +143,10 @@ def test_free_options_exist() -> None:
 @pytest.mark.parametrize(
     ('model', 'given', 'weight'),
     [
-        ('tf_efficientnet_lite0_mwa512', None, 0.5),
-        ('vgg16_bn_xwa', None, 0.5),
-        ('vgg16_wa2048_mwa64.tag', None, 0.5),
-        ('tf_efficientnet_lite0_r2u64+r3u0', None, 0.5),
+        ('tf_efficientnet_lite0_mwa512', None, 1.0),
+        ('vgg16_bn_xwa', None, 1.0),
+        ('vgg16_wa2048_mwa64.tag', None, 1.0),
+        ('tf_efficientnet_lite0_r2u64+r3u0', None, 1.0),
         ('tf_efficientnet_lite0_wwa512', None, 0.0),
         ('tf_efficientnet_lite0_norm', None, 0.0),
         ('tf_efficientnet_lite0_skip', None, 0.0),
