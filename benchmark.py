@@ -54,6 +54,7 @@ GROWTHS = (
     ('mwa512', 0.0),
     ('mwa512', 1.0),
     ('xwa512', 0.0),
+    ('xwa512', 1.0),
 )
 # Few labels, and images as small as they can be seen on. A mirrored digit is no digit.
 FEW_LABELS: dict[str, dict[str, Any]] = {

@@ -173,6 +173,7 @@ def train_batch(session: Session, number: int, batch: Any, targets: Tensor, indi
     """
     config, accelerator, progress = session.config, session.accelerator, session.progress
     model, optimizer, watch = session.model, session.optimizer, session.watch
+    assert config.block_loss is not None, 'the configuration is resolved'
     session.bad_images['train'].add(targets, indices)
     inputs, targets = session.augment(session.inputs(batch), targets, progress.epoch, number)
     watch.begin_batch()

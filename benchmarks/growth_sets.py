@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from training.sources.demonstrations import load_digits, load_elpv
+from training.sources.source import labels_of
 
 Example = tuple[str, str, Image.Image]
 """Split, class and image."""
@@ -92,7 +92,8 @@ def cells() -> Iterator[Example]:
     for split, source in load_elpv().items():
         for index, target in enumerate(source.targets):
             kind = 'mono' if source.name(index) in mono else 'poly'
-            yield split, f'{kind}-{source.classes[cast(int, target)]}', source.read(index)
+            [label] = labels_of(target)
+            yield split, f'{kind}-{source.classes[label]}', source.read(index)
 
 
 def monocrystalline() -> frozenset[str]:
@@ -129,7 +130,8 @@ def scenes() -> Iterator[Example]:
             mask.paste(digit.rotate(float(random.uniform(-40, 40)), Image.Resampling.BICUBIC), place)
             colour = tuple(int(value) for value in random.integers(0, 256, 3))
             ink = Image.new('RGB', mask.size, colour)
-            yield split, source.classes[cast(int, target)], Image.composite(ink, background.resize(mask.size), mask)
+            [label] = labels_of(target)
+            yield split, source.classes[label], Image.composite(ink, background.resize(mask.size), mask)
 
 
 SETS: dict[str, Callable[[], Iterator[Example]]] = {

@@ -146,6 +146,8 @@ def test_growths_in_the_table_are_growths(name: str) -> None:
     assert str(timm_devnet.parse_growth(name)) == name
 
 
-def test_spelled_out_example_is_mwa() -> None:
+def test_spelled_out_examples_are_mwa_and_xwa() -> None:
     assert 'spelled out: `r2u256+r3u256` is `mwa512`' in README
     assert timm_devnet.parse_growth('r2u256+r3u256') == timm_devnet.parse_growth('mwa512')
+    assert '`r2u256k3+r3u256k3` is `xwa512`' in README
+    assert timm_devnet.parse_growth('r2u256k3+r3u256k3') == timm_devnet.parse_growth('xwa512')

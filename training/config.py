@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -13,6 +14,8 @@ from typing import Any, Literal
 from accelerate.utils import DynamoBackend
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 from timm.optim import get_optimizer_info, list_optimizers
+
+import timm_devnet
 
 # torch's own names.
 MemoryFormat = Literal['channels_last', 'contiguous_format']
@@ -181,8 +184,9 @@ class Config:
     """At a loss that is not finite: stop before anything is saved, or skip the update; its images are listed in the
     run folder's nonfinite.txt. skip also skips gradients that are not finite; it makes the host wait for the device
     at every update."""
-    block_loss: float = 0.0
-    """Weight of the mean loss of each block of a grown network answering alone."""
+    block_loss: float | None = None
+    """Weight of the mean loss of each block of a grown network answering alone (None: 1 where new units on top read
+    lower levels, as in mwa and xwa, else 0)."""
     model_ema: bool = False
     """Keep a moving average of the weights; it is what is evaluated, and what best/ and last/ hold."""
     model_ema_decay: float = 0.9998
@@ -261,6 +265,7 @@ class Config:
             img_size=self.img_size or (64 if is_digits else None),
             epochs=self.epochs if self.epochs is not None else (3 if is_digits else 20),
             hflip=self.hflip if self.hflip is not None else (0.0 if is_digits or self.no_aug else 0.5),
+            block_loss=self.block_loss if self.block_loss is not None else measured_block_loss(self.model),
         )
 
     def validate(self) -> None:
@@ -449,6 +454,24 @@ class Config:
         if changed:
             changes = ', '.join(f'--{name.replace("_", "-")} was {before[name]}, is {now[name]}' for name in changed)
             raise ValueError(f'a resumed run keeps its options ({changes}): give the old ones, or start a new run')
+
+
+def measured_block_loss(model: str) -> float:
+    """Tell the weight of the block loss that measured best (docs/growth.md).
+
+    Args:
+        model: Name of the network.
+
+    Example:
+        >>> [measured_block_loss(f'tf_efficientnet_lite0{growth}') for growth in ('_mwa512', '_wa512', '_skip', '')]
+        [1.0, 0.0, 0.0, 0.0]
+    """
+    for word in model.partition('.')[0].split('_'):
+        with contextlib.suppress(ValueError):  # a part of the base's name
+            blocks = itertools.chain(*timm_devnet.parse_growth(word).steps)
+            if any(block.units and block.level == 0 and min(block.reads) > 1 for block in blocks):
+                return 1.0
+    return 0.0
 
 
 def check_auto_augment(name: str) -> None:

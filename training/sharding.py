@@ -133,7 +133,7 @@ def check_prepared(accelerator: Accelerator, network: Any, config: Config) -> No
         if isinstance(network.get_classifier(), FSDPModule):
             raise ValueError(
                 '--block-loss reads the classifier block by block: leave Linear out of '
-                'fsdp_transformer_layer_cls_to_wrap'
+                'fsdp_transformer_layer_cls_to_wrap, or give --block-loss 0'
             )
 
 

@@ -128,7 +128,7 @@ def test_a_folder_keeps_the_size_of_the_network_and_flips() -> None:
 
 
 def test_what_the_user_says_is_kept() -> None:
-    config = Config(img_size=32, epochs=1, hflip=0.5)
+    config = Config(img_size=32, epochs=1, hflip=0.5, block_loss=0.25)
     assert config.resolved() == dataclasses.replace(config, dataset='digits')
 
 
@@ -143,3 +143,23 @@ def test_a_run_may_be_prolonged_and_moved() -> None:
 
 def test_free_options_exist() -> None:
     assert {field.name for field in dataclasses.fields(Config)} >= FREE_ON_RESUME
+
+
+@pytest.mark.parametrize(
+    ('model', 'given', 'weight'),
+    [
+        ('tf_efficientnet_lite0_mwa512', None, 1.0),
+        ('vgg16_bn_xwa', None, 1.0),
+        ('vgg16_wa2048_mwa64.tag', None, 1.0),
+        ('tf_efficientnet_lite0_r2u64+r3u0', None, 1.0),
+        ('tf_efficientnet_lite0_wwa512', None, 0.0),
+        ('tf_efficientnet_lite0_norm', None, 0.0),
+        ('tf_efficientnet_lite0_skip', None, 0.0),
+        ('tf_efficientnet_lite0', None, 0.0),
+        ('local-dir:output/train/x', None, 0.0),
+        ('tf_efficientnet_lite0_mwa512', 0.0, 0.0),
+        ('tf_efficientnet_lite0_wa512', 2.0, 2.0),
+    ],
+)
+def test_blocks_answer_alone_where_new_units_read_lower_levels(model: str, given: float | None, weight: float) -> None:
+    assert Config(model=model, block_loss=given).resolved().block_loss == weight
