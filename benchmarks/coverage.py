@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,16 @@ def family_file(name: str) -> str:
     return timm.models.model_entrypoint(name).__module__.rpartition('.')[2]
 
 
-def check(task: tuple[str, float]) -> list[dict[str, str]]:
-    """Check every kind of growth of one network."""
+def check(task: tuple[str, float], kinds: Sequence[str] = KINDS) -> list[dict[str, str]]:
+    """Check kinds of growth of one network.
+
+    Args:
+        task: Its name, and millions of parameters up to which it is run with numbers.
+        kinds: Names of growths.
+
+    Returns:
+        A row of the table for each kind.
+    """
     name, max_params = task
     torch.set_num_threads(1)
     start = time.monotonic()
@@ -103,9 +111,10 @@ def check(task: tuple[str, float]) -> list[dict[str, str]]:
             device = 'cpu'
             base = timm.create_model(name, num_classes=CLASSES).eval()
         images, features = run_base(base, device)
+        base.train().eval()  # some keep what they computed in evaluation, with its graph
     except Exception as error:  # networks raise errors of every kind; the table names them
         failure = f'base: {one_line(error)}'
-    for kind in KINDS:
+    for kind in kinds:
         result = failure or check_growth(name, base, images, features, kind, device)
         rows.append(dict(name=name, family=family_file(name), kind=kind, how=device, result=result, seconds=''))
     rows[-1]['seconds'] = f'{time.monotonic() - start:.1f}'

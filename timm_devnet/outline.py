@@ -87,6 +87,8 @@ def outline_of(model: nn.Module) -> Outline:
     lacking = [method for method in _INTERFACE if not callable(getattr(model, method, None))]
     if lacking:
         raise ValueError(f"{name} cannot grow: it lacks {', '.join(lacking)} of timm's interface.")
+    if hasattr(model, 'weights'):  # EfficientViM, whose classifiers are weighed by parameters outside them
+        raise ValueError(f'{name} cannot grow: what it classifies with is spread over several places.')
     classifier, replaced = _find_classifier(model)
     features, maps, pooled = _look(model)
     if pooled.ndim != 2 and pool_type_of(model):
@@ -173,6 +175,7 @@ def _look(model: nn.Module) -> tuple[Any, list[_Value], Tensor]:
         images = torch.zeros(2, channels, height, width, device='meta', dtype=first.dtype)
         try:
             features, maps, pooled = run_on_meta(run, images)
+            _forget_kept(model)
             break
         except Exception as error:  # networks raise errors of every kind at images of a size that is not theirs
             failure = failure or error
@@ -190,6 +193,14 @@ def _look(model: nn.Module) -> tuple[Any, list[_Value], Tensor]:
     is_map = all(isinstance(value, Tensor) and value.ndim == 4 for value in maps)
     found = [_Value(name, value.shape[1], i) for i, (name, value) in enumerate(zip(names, maps, strict=True))]
     return features, found if is_map else [], pooled
+
+
+def _forget_kept(model: nn.Module) -> None:
+    """Let layers forget what they keep in evaluation (LeViT's attention biases), as they do when training begins."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, mode in modes:
+        module.training = mode
 
 
 def _image_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
