@@ -100,7 +100,8 @@ def outline_of(model: nn.Module) -> Outline:
         return Outline((whole,), whole.name, '', OPAQUE, classifier, replaced)
     layout, width = _layout_of(model, features)
     is_last = layout == 'NC' or bool(maps) and maps[-1].width == width
-    below = maps[:-1] if is_last else maps
+    is_counted_twice = is_last and 0 < len(maps) < _LEAST_LEVELS  # networks of three stages
+    below = maps[:-1] if is_last and not is_counted_twice else maps
     order = _Order(model, replaced)
     layers = order.layers_after(order.end(maps[-1].name) if maps else 0)
     head_width = pooled.shape[-1 if pooled.ndim > 2 and channels_last_of(layout) else 1]
@@ -109,7 +110,10 @@ def outline_of(model: nn.Module) -> Outline:
         raise ValueError(
             f'{name} cannot grow: {width} channels of features become {head_width} by no layer that can be told.'
         )
-    final = maps[-1].name if is_last and maps else next(iter(layers), 'features')
+    if is_counted_twice:
+        final = 'features'
+    else:
+        final = maps[-1].name if is_last and maps else next(iter(layers), 'features')
     values = [*below, _Value(final, width, None)]
     ends = [order.end(value.name) for value in values]
     head = ''
@@ -127,6 +131,8 @@ def outline_of(model: nn.Module) -> Outline:
     return Outline(tuple(stages), final, head, layout, classifier, replaced)
 
 
+# mwa and skip read level 3. Where there are fewer stages, the last one is level 1, and the top layer its features.
+_LEAST_LEVELS = 4
 _INTERFACE = ('forward_features', 'forward_head', 'get_classifier', 'reset_classifier')
 
 

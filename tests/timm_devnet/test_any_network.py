@@ -204,8 +204,8 @@ def test_copied_units_are_refused_where_there_are_none_to_copy() -> None:
 
 
 def test_too_few_levels_are_told_by_name() -> None:
-    with pytest.raises(ValueError, match='from level 0 down: stages.2, stages.1, stages.0'):
-        timm_devnet.grow(plain('levit_128s', device='meta'), 'mwa8')
+    with pytest.raises(ValueError, match='reads level 4; .* from level 0 down: features, stages.2, stages.1, stages.0'):
+        timm_devnet.grow(plain('levit_128s', device='meta'), 'r4u8')
 
 
 @pytest.mark.parametrize('pool', ['', 'max', 'catavgmax'])

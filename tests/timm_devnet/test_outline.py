@@ -20,6 +20,7 @@ def levels(name: str, **kwargs: object) -> list[tuple[str, int]]:
         ('swin_tiny_patch4_window7_224', [('layers.2', 384), ('layers.3', 768)]),
         ('mobilenetv3_small_050', [('blocks.5', 288), ('conv_head', 1024)]),
         ('dm_nfnet_f0', [('stages.2', 1536), ('final_conv', 3072)]),
+        ('levit_128s', [('stages.2', 384), ('features', 384)]),
         ('inception_next_atto', [('stages.3', 320), ('head.fc1', 960)]),
     ],
 )

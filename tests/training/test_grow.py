@@ -70,7 +70,7 @@ class Spread:
         ('tf_efficientnet_lite0', ('wa16@1', 'wx16@2'), None, "Unknown growth 'wx16'"),
         ('tf_efficientnet_lite0', ('r99u16@1',), None, 'level'),
         ('tf_efficientnet_lite0', ('wa16@1',), Spread(), r'sharded \(FSDP\): leave it out'),
-        ('levit_128s', ('mwa16@1',), None, 'reads level 3; the network has these'),
+        ('crossvit_tiny_240', ('wa16@1',), None, 'reads level 1; the network has these'),
     ],
 )
 def test_growths_that_cannot_be_are_refused_before_training(

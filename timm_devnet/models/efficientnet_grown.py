@@ -105,7 +105,7 @@ class GrownEfficientNet(Grown, EfficientNet):  # type: ignore[misc]  # prune_int
 
 
 def _out_channels(stage: nn.Sequential) -> int:
-    return [module.out_channels for module in stage.modules() if isinstance(module, nn.Conv2d)][-1]
+    return [module.num_features for module in stage.modules() if isinstance(module, BatchNormAct2d)][-1]
 
 
 def convert_lite(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
