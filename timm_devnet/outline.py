@@ -110,10 +110,8 @@ def outline_of(model: nn.Module) -> Outline:
         raise ValueError(
             f'{name} cannot grow: {width} channels of features become {head_width} by no layer that can be told.'
         )
-    if is_counted_twice:
-        final = 'features'
-    else:
-        final = maps[-1].name if is_last and maps else next(iter(layers), 'features')
+    own = maps[-1].name if is_last and maps else next(iter(layers), 'features')
+    final = 'features' if is_counted_twice else own
     values = [*below, _Value(final, width, None)]
     ends = [order.end(value.name) for value in values]
     head = ''
