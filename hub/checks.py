@@ -153,6 +153,10 @@ def _check_claims(config: dict[str, Any], header: Header, network: Any) -> Itera
     if config.get('num_features', network.num_features) != network.num_features:
         yield f'config.json: num_features is {config["num_features"]:,}, but the network has {network.num_features:,}'
     section, growth = config.get('timm_devnet'), _growth_of(network)
+    called = config['pretrained_cfg'].get('classifier')
+    if isinstance(network, Grown) and called not in (None, network.classifier_name):
+        name = network.classifier_name
+        yield f'config.json: pretrained_cfg.classifier is {shown(called)}, but the network has {name}'
     if header.metadata.get('growth', growth or '') != (growth or ''):
         yield f'the metadata of {WEIGHTS} tells of another growth, {shown(header.metadata["growth"])}'
     if section is None:

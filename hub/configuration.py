@@ -19,7 +19,9 @@ from timm.models import get_pretrained_cfg
 
 import timm_devnet
 from timm_devnet.delta import Base
+from timm_devnet.grown import ANY
 from timm_devnet.growth import MAX_LENGTH
+from timm_devnet.registration import find_source
 
 from .strict_json import MAX_BYTES, parse, shown
 
@@ -303,8 +305,13 @@ def _check_agreement(
         and config['global_pool'] != args['global_pool']
     ):
         yield 'config.json: global_pool and model_args.global_pool differ'
-    registered = get_pretrained_cfg(config['architecture'])
-    for name in ('first_conv', 'classifier'):
+    is_any = config['architecture'] == ANY  # whose layers are its source's, and its classifier's name its own
+    try:
+        registered = find_source(args['source'])[1] if 'source' in args else get_pretrained_cfg(config['architecture'])
+    except ValueError as error:
+        yield f'config.json: model_args.source: {error}'
+        return
+    for name in ('first_conv',) if is_any else ('first_conv', 'classifier'):
         # timm leaves out the weights of what is called the classifier, when another number of classes is asked for.
         right = getattr(registered, name, None)
         if name in cfg and cfg[name] not in (None, list(right) if isinstance(right, tuple) else right):

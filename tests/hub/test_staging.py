@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import timm_devnet
 from hub import staging
+from hub.checks import find_problems
 from hub.staging import stage, stage_model
 from tests.hub.runs import TAG, train_run
 from tests.timm_devnet.hub_cache import put_base
@@ -481,3 +482,32 @@ def test_what_a_killed_process_left_is_cleared(trained: Path, tmp_path: Path) ->
     staged_from(trained, tmp_path / 'staged')
     assert [path.name for path in tmp_path.iterdir()] == ['staged']
     assert sorted(path.name for path in (tmp_path / 'staged').iterdir()) == NAMES
+
+
+def staged_devnet(folder: Path) -> Path:
+    """A network that has no registered name of its own, staged."""
+    return model_staged(timm_devnet.grow(timm.create_model('test_resnet', num_classes=3), 'wa8'), folder).path
+
+
+def test_any_grown_network_is_staged_and_found_right(tmp_path: Path) -> None:
+    folder = staged_devnet(tmp_path / 'staged')
+    assert find_problems(folder) == []
+    assert load(folder).growth == 'wa8'
+
+
+@pytest.mark.parametrize(
+    ('change_to', 'message'),
+    [
+        ({'model_args': {'source': 'nowhere'}}, "source is one of timm's architectures"),
+        ({'model_args': {'source': 'devnet'}}, 'has grown already'),
+        ({'pretrained_cfg': {'first_conv': 'conv_stem'}}, 'first_conv of devnet is'),
+        ({'pretrained_cfg': {'classifier': 'layer4'}}, 'but the network has fc'),
+    ],
+)
+def test_what_a_staged_one_says_wrongly_is_found(change_to: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = staged_devnet(tmp_path / 'staged') / 'config.json'
+    config = json.loads(path.read_text())
+    for section, values in change_to.items():
+        config[section].update(values)
+    path.write_text(json.dumps(config))
+    assert any(message in problem for problem in find_problems(path.parent))
