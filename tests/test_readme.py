@@ -68,6 +68,16 @@ def test_blocks_about_deploying_run(
     assert {path.name for path in tmp_path.iterdir()} == {'deployed.safetensors', 'deployed.pt2'}
 
 
+def test_blocks_about_architectures_run(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for block in blocks(PAGES['docs/architectures.md'], 'python'):
+        exec(compile(block, 'architectures.md', 'exec'), names)
+    printed = capsys.readouterr().out
+    assert "['stages.3', 'stages_3_1']" in printed  # of ConvNeXt
+    assert "['stages.3', 'stages_3_1', 'stages_3_2'] torch.Size([2, 10])" in printed  # of the class on the page
+    assert 'ExportedProgram' in printed
+
+
 @pytest.mark.parametrize('command', commands())
 def test_commands_exist(command: str) -> None:
     words = shlex.split(re.sub(r'^([A-Z_]+=\w+ )+', '', command.partition('>')[0]))
