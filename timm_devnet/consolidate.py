@@ -27,10 +27,8 @@ from .reconcile import Reconcile, UnitLength
 
 __all__ = ['Consolidated', 'consolidate']
 
-_CONVOLUTIONS = (
-    nn.Conv2d,
-    Conv2dSame,
-)  # by exact type: others may do more with their weights, such as standardise them
+# By exact type: others may do more with their weights, such as standardise them.
+_CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 _NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 _ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)
 

@@ -15,7 +15,6 @@ from .layers import match_size
 
 __all__ = ['OPAQUE', 'append_maps', 'channels_first', 'channels_last_of', 'pool_features']
 
-
 OPAQUE = 'several tensors'
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,9 @@ def build_network(config: Config, num_classes: int | None) -> tuple[nn.Module, s
 
 def has_one_size(name: str) -> bool:
     """Whether a network is built for images of one size, as transformers with learnt positions are."""
-    return ':' not in name and getattr(get_pretrained_cfg(name), 'fixed_input_size', False)
+    with contextlib.suppress(RuntimeError):  # no such tag, which timm says when it builds the network
+        return ':' not in name and getattr(get_pretrained_cfg(name), 'fixed_input_size', False)
+    return False
 
 
 def count_batches_once(model: nn.Module) -> None:

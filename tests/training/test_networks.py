@@ -13,6 +13,7 @@ from timm_devnet.delta import base_of, digest, fetch, subtract
 from training.config import Config
 from training.networks import (
     BlockAnswers,
+    accepts,
     build_network,
     check_img_size,
     count_classes,
@@ -240,3 +241,17 @@ def test_input_format_is_the_networks_own() -> None:
     assert input_format(model, None).img_size == 224
     assert input_format(model, 64).img_size == 64
     assert input_format(model, 64).mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    'name', ['tf_efficientnet_lite0_mwa512.bogus', 'resnet18_wa64.bogus', 'cspresnet50_wa64.bogus']
+)
+def test_a_tag_that_does_not_exist_is_told_in_a_line(name: str) -> None:
+    with pytest.raises(ValueError, match='bogus'):
+        build_network(Config(model=f'{name}.bogus', pretrained=False, img_size=64), 3)
+
+
+@pytest.mark.parametrize(('name', 'side'), [('deit_tiny_patch16_224_wa16', 96), ('tf_efficientnet_lite0_wa16', 96)])
+def test_a_network_of_one_size_is_built_for_the_runs_images(name: str, side: int) -> None:
+    model, _ = build_network(Config(model=name, pretrained=False, img_size=side), 3)
+    assert accepts(model, side)
