@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,16 @@ def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     events = accumulator.EventAccumulator(str(run / 'tensorboard' / 'timm_devnet'))
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()['scalars']}
+
+
+def resume_run(config: Config) -> Path:
+    """Go on with a run in the next second.
+
+    TensorBoard reads its files in the order of their names, which tell the second and then count the process's files,
+    without leading zeros: the tenth in the same second would come before the ninth.
+    """
+    time.sleep(1 - time.time() % 1)
+    return Path(train.main(dataclasses.replace(config, resume='auto'))['run'])
 
 
 def read_table(run: Path) -> list[dict[str, str]]:
@@ -85,7 +96,7 @@ def test_a_stopped_run_continues_its_curves(config: Config, batch: int, monkeypa
         stop_in_batch(batch, patch, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(InterruptedRun):
             train.main(config)
-    run = Path(train.main(dataclasses.replace(config, resume='auto'))['run'])
+    run = resume_run(config)
     ours, theirs = without_clock(read_curves(run)), without_clock(read_curves(unbroken))
     for name in theirs.keys() | ours.keys():
         if name.startswith('step/'):  # the update at which it stopped is one more place to count from
@@ -111,7 +122,7 @@ def test_what_was_sent_after_the_checkpoint_is_not_shown_twice(
         with pytest.raises(Killed):
             train.main(config)
     assert read_curves(Path(config.output, 'run'))['step/loss'][-1][0] == 22
-    run = Path(train.main(dataclasses.replace(config, resume='auto'))['run'])
+    run = resume_run(config)
     assert without_clock(read_curves(run)) == without_clock(read_curves(unbroken))
 
 
