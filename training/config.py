@@ -313,7 +313,8 @@ class Config:
             raise ValueError(f'--torchcompile {self.torchcompile} is not known; it is one of {", ".join(backends)}')
         if self.cache_dtype is not None and self.cache_features is None:
             raise ValueError(f'--cache-dtype {self.cache_dtype} needs --cache-features')
-        varying = [name for name in ('mixup', 'cutmix', 'reprob', 'thaw', 'grow', 'model_ema') if getattr(self, name)]
+        varying = [name for name in ('mixup', 'cutmix', 'reprob', 'thaw', 'model_ema') if getattr(self, name)]
+        varying += ['grow'] if any(epoch for _, epoch in self.growths()) else []
         if self.cache_features and varying:
             flags = ', '.join(f'--{name.replace("_", "-")}' for name in varying)
             raise ValueError(f'--cache-features keeps what frozen layers give for whole images: leave out {flags}')

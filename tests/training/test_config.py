@@ -177,3 +177,7 @@ def test_block_loss_is_told_from_the_growth_of_a_folder(tmp_path: Path) -> None:
     assert [Config(model=model).resolved().block_loss for model in models] == [1.0, 1.0, 0.0, 1.0]
     assert Config(model=models[2], grow=('wa8', 'mwa16')).resolved().block_loss == 1.0
     assert Config(model=models[2], grow=('wa8', 'mwa16@3')).resolved().block_loss == 0.0
+
+
+def test_what_has_grown_before_the_first_epoch_can_be_cached() -> None:
+    Config(cache_features=1, regime='new', grow=('wa16',)).resolved().validate()
