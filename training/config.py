@@ -38,7 +38,7 @@ CHECKPOINT_EVERY = re.compile(r'0*([1-9]\d*)(s?)|epoch')
 FREE_ON_RESUME = frozenset(
     {
         *('data_dir', 'labels', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads', 'tune'),
-        *('tracker', 'tracker_project', 'report', 'eval_only', 'json', 'cache_images', 'cache_dir'),
+        *('tracker', 'tracker_project', 'report', 'eval_only', 'head', 'json', 'cache_images', 'cache_dir'),
         *('batch_size', 'grad_accum_steps', 'bad_images', 'nonfinite', 'checkpoint_every', 'keep_checkpoints'),
         *('allow_changed_data', 'allow_changed_batch'),
     }
@@ -151,6 +151,12 @@ class Config:
     grow: tuple[str, ...] = ()
     """Growths: wa512 before the first epoch, wa256@3 after three of them. What is added counts as new until the run
     ends."""
+    keep_heads: bool = False
+    """Keep the classifier that --model brings, and those that it keeps already, each for its task, beside a new one;
+    measure every earlier task whose images can be found, before the run and at its end."""
+    lwf: float = 0.0
+    """With --keep-heads: weight of learning without forgetting, which holds what earlier heads say of the new images to
+    what the network that the run starts from says (0: off)."""
     lr: float = 0.01
     """Learning rate of pretrained layers."""
     new_lr_mult: float = 10.0
@@ -253,6 +259,8 @@ class Config:
     """At the end, evaluate the best weights once more and write report.html and predictions.csv."""
     eval_only: bool = False
     """Train nothing: measure --model (a run folder, local-dir:FOLDER, hf-hub:ID or a name) on the validation images."""
+    head: str | None = None
+    """With --eval-only: measure by the head of this name that the network keeps, on the images of its task."""
     json: bool = False
     """Print the result as one JSON object on stdout, and everything else on stderr."""
 
@@ -291,7 +299,7 @@ class Config:
         for name in ('lr', 'new_lr_mult', 'decay_rate', 'decay_epochs', 'clip_grad'):
             self._require(name, lambda value: value > 0, 'above 0')
         at_least_zero = 'weight_decay min_lr warmup_epochs block_loss workers seed color_jitter mixup cutmix opt_eps'
-        for name in (*at_least_zero.split(), 'mixup_off_epoch'):
+        for name in (*at_least_zero.split(), 'mixup_off_epoch', 'lwf'):
             self._require(name, lambda value: value >= 0, 'at least 0')
         for name in ('momentum', 'smoothing', 'drop', 'model_ema_decay'):
             self._require(name, lambda value: 0 <= value < 1, 'at least 0 and below 1')
@@ -325,6 +333,7 @@ class Config:
             near = difflib.get_close_matches(self.opt, known) or ['momentum', 'sgd', 'adamw']
             raise ValueError(f'--opt {self.opt} is not an optimizer of timm; near it: {", ".join(near)}')
         self._validate_task()
+        self._validate_heads()
         self._validate_optimizer()
         self._validate_augmentation()
         self._validate_thaws()
@@ -348,6 +357,21 @@ class Config:
         if given:
             flags = ', '.join(f'--{name.replace("_", "-")}' for name in given)
             raise ValueError(f'--multi-label: images belong to no single class, so leave out {flags}')
+
+    def _validate_heads(self) -> None:
+        """Refuse what has no effect on the heads of earlier tasks, or cannot have it."""
+        if self.head is not None and not self.eval_only:
+            raise ValueError(f'--head {self.head} says by which head --eval-only measures: leave it out')
+        if self.keep_heads and not self.pretrained:
+            raise ValueError('--keep-heads keeps what a network has learnt: leave out --no-pretrained')
+        if not self.lwf:
+            return
+        if not self.keep_heads:
+            raise ValueError(f'--lwf {self.lwf} holds the answers of kept heads: give --keep-heads')
+        if self.cache_features:
+            raise ValueError(f'--lwf {self.lwf} asks two networks about every image: leave out --cache-features')
+        if self.regime == 'new' and not self.thaw:
+            raise ValueError(f'--lwf {self.lwf}: in regime new nothing learns that earlier heads read: leave it out')
 
     def _validate_optimizer(self) -> None:
         """Refuse arguments that the optimizer does not take."""

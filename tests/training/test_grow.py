@@ -91,7 +91,7 @@ def test_a_network_grown_first_is_the_one_built_so(pretrained: bool, lite_weight
     config = Config(model='tf_efficientnet_lite0', pretrained=pretrained, grow=('mwa16', 'wa8'), epochs=1)
     torch.manual_seed(config.seed)
     grown: Any = build_network(config, 3)[0]
-    grow_first(config, grown, begin_classifier(config, grown, ['a', 'b', 'c']))
+    grow_first(config, grown, begin_classifier(config, grown, ['a', 'b', 'c'], 3))
     torch.manual_seed(config.seed)
     built: Any = build_network(dataclasses.replace(config, model='tf_efficientnet_lite0_mwa16_wa8', grow=()), 3)[0]
     assert grown.settled == built.settled == 0
@@ -108,7 +108,7 @@ def test_what_a_checkpoint_has_grown_is_old_and_its_classifier_stays(
     timm.models.save_for_hf(earlier, tmp_path, safe_serialization=True)
     config = Config(model=f'local-dir:{tmp_path}', grow=('wa8',), epochs=1)
     network: Any = timm.create_model(config.model, pretrained=True, num_classes=num_classes)
-    grow_first(config, network, begin_classifier(config, network, ['a', 'b', 'c', 'd'][:num_classes]))
+    grow_first(config, network, begin_classifier(config, network, ['a', 'b', 'c', 'd'][:num_classes], num_classes))
     assert network.settled == network._model_args['settled'] == 1
     columns = network.classifier.weight
     assert torch.equal(columns[:, :1296], earlier.classifier.weight) == keeps

@@ -269,6 +269,6 @@ def test_a_classifier_for_other_classes_starts_afresh(
     timm.models.save_for_hf(earlier, tmp_path, model_config={'label_names': ['a', 'b']}, safe_serialization=True)
     config = Config(model=f'local-dir:{tmp_path}')
     network: Any = build_network(config, len(classes))[0]
-    assert begin_classifier(config, network, classes) == is_random
+    assert begin_classifier(config, network, classes, len(classes)) == is_random
     assert network.num_classes == len(classes)
     assert torch.equal(network.get_classifier().weight[:2], earlier.get_classifier().weight) != is_random
