@@ -137,9 +137,15 @@ def at_last(name: str, value: Any) -> Any:
     return os.path.abspath(value) if name in PATHS and value is not None else value
 
 
-def measure_before(config: Config, accelerator: Accelerator, kept: Kept) -> list[EarlierTask]:
-    """Measure every earlier task with the network that the run starts from."""
-    start: Any = networks.build_network(config, None)[0]
+def measure_before(config: Config, accelerator: Accelerator, kept: Kept, start: Any) -> list[EarlierTask]:
+    """Measure every earlier task with the network that the run starts from.
+
+    Args:
+        config: Of the run.
+        accelerator: Joins the processes.
+        kept: What the run keeps of the network.
+        start: The network, with the classifier of its weights.
+    """
 
     def network_for(head: str) -> nn.Module:
         return start if head == kept.copied.name else timm_devnet.recall_head(start, head)

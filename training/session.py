@@ -216,12 +216,14 @@ def begin(session: Session, folder: RunFolder) -> None:
     config, accelerator, kept = session.config, session.accelerator, session.kept
     if kept is None:
         return
-    session.earlier = measure_before(config, accelerator, kept)
+    with torch.random.fork_rng():  # networks are built
+        start = networks.build_network(config, None)[0]
+        if config.lwf:
+            with shared_writing(accelerator, 'the run has not begun'):
+                if accelerator.is_main_process:
+                    folder.write_start(start)
+        session.earlier = measure_before(config, accelerator, kept, start)
     session.base['earlier'] = [task.to_dict() for task in session.earlier]
-    if config.lwf:
-        with shared_writing(accelerator, 'the run has not begun'):
-            if accelerator.is_main_process:
-                folder.write_start(networks.build_network(config, None)[0])
 
 
 def find_teacher(session: Session, folder: RunFolder) -> None:
@@ -230,7 +232,8 @@ def find_teacher(session: Session, folder: RunFolder) -> None:
     if config.lwf:
         assert session.kept is not None and config.memory_format is not None
         name, memory_format = session.kept.copied.name, LAYOUTS[config.memory_format]
-        session.teacher = Teacher(folder.start, name, session.accelerator, memory_format)
+        with torch.random.fork_rng():  # so that the run's dropout does not know of it
+            session.teacher = Teacher(folder.start, name, session.accelerator, memory_format)
 
 
 def change(session: Session) -> bool:
