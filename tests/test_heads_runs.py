@@ -116,7 +116,7 @@ def test_learning_without_forgetting_holds_what_earlier_heads_say(second: Config
         wanted = started(images).log_softmax(1)
         said = [timm_devnet.recall_head(load(run), 'colours').eval()(images).log_softmax(1) for run in runs]
     far, near = (torch.nn.functional.kl_div(each, wanted, log_target=True, reduction='batchmean') for each in said)
-    assert near < 0.5 * far
+    assert near < 0.8 * far
     weights = [load(run).heads['colours'].weight for run in runs]
     assert not torch.equal(*weights)  # they learn then
 

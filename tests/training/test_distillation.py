@@ -40,5 +40,5 @@ def test_unreadable_images_do_not_count() -> None:
     answers, wanted = logits(0), logits(1)
     readable = torch.tensor([True, False, True, True, False])
     kept = [{name: value[readable] for name, value in each.items()} for each in (answers, wanted)]
-    assert_close(distil(answers, wanted, HEADS, readable), distil(*kept, HEADS, ALL[:3]))
+    assert_close(distil(answers, wanted, HEADS, readable), distil(kept[0], kept[1], HEADS, ALL[:3]))
     assert distil(answers, wanted, HEADS, ~ALL) == 0
