@@ -17,17 +17,20 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from training import devices, evaluation, networks, sharding, trackers
+from training import devices, earlier, evaluation, networks, sharding, trackers
 from training.blocks import BlockNorms, block_scales
 from training.config import Config
+from training.data import is_readable
+from training.distillation import distil, heads_of
 from training.faults import Fault, shared_writing
 from training.interruption import EXIT_INTERRUPTED, InterruptedRun, Interruption
+from training.keep_heads import measure_after
 from training.measures import phrase
-from training.metrics import evaluate, objective, split_output
+from training.metrics import evaluate, kept_answers, objective, split_output
 from training.progress import LiveLine, describe_epoch
 from training.report import write_report
 from training.run_folder import RunFolder, describe_run, find_folder, make_folder
-from training.session import Session, change, prepare, refuse_faults, resume, save
+from training.session import Session, begin, change, find_teacher, prepare, refuse_faults, resume, save
 
 EXIT_USER_ERROR = 2
 EXIT_AT_ONCE = 128 + signal.SIGINT  # as shells have it
@@ -62,8 +65,11 @@ def main(config: Config) -> dict[str, Any]:
             resume(session, folder)
         elif config.resume:
             accelerator.print('--resume auto: no checkpoint of this name yet, so this run is its start')
-        folder = folder or make_folder(config, accelerator)
+        is_new, folder = folder is None, folder or make_folder(config, accelerator)
         with folder.kept_if_useful():
+            if is_new:
+                begin(session, folder)
+            find_teacher(session, folder)
             with shared_writing(accelerator, 'the run has not begun'):
                 if accelerator.is_main_process:
                     facts = describe_run(config, session.sources, len(session.order.indices))
@@ -75,12 +81,14 @@ def main(config: Config) -> dict[str, Any]:
                 train(session, folder, interruption)
             if session.features and accelerator.is_main_process:
                 shutil.rmtree(folder.features, ignore_errors=True)
+            measure_earlier(session, folder)
             report(session, folder)
     best = session.progress.best()
     assert best is not None, 'the last epoch is always evaluated'
     results = {**{name: best[f'val_{name}'] for name in session.task.results}, 'epoch': best['epoch']}
     written = str(folder.path / 'report.html') if config.report else None
-    return {**results, 'seconds': session.progress.elapsed_s, 'run': str(folder.path), 'report': written}
+    told = earlier.summary(session.earlier) if session.earlier else {}
+    return {**results, **told, 'seconds': session.progress.elapsed_s, 'run': str(folder.path), 'report': written}
 
 
 def fill_features(session: Session, folder: RunFolder, interruption: Interruption) -> None:
@@ -175,11 +183,15 @@ def train_batch(session: Session, number: int, batch: Any, targets: Tensor, indi
     model, optimizer, watch = session.model, session.optimizer, session.watch
     assert config.block_loss is not None, 'the configuration is resolved'
     session.bad_images['train'].add(targets, indices)
+    is_read = is_readable(targets)
     inputs, targets = session.augment(session.inputs(batch), targets, progress.epoch, number)
     watch.begin_batch()
     with accelerator.accumulate(model):
         output = model(*inputs)
         loss = objective(output, targets, config.smoothing, config.block_loss, session.task)
+        if session.teacher is not None:
+            wanted = session.teacher.answer(*inputs)
+            loss = loss + config.lwf * distil(kept_answers(output), wanted, heads_of(session.network), is_read)
         accelerator.backward(loss)
         watch.note(progress.epoch + 1, progress.update + 1, loss, indices)
         if accelerator.sync_gradients and watch.leaves_out(accelerator):
@@ -242,11 +254,24 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine, inter
         live_line.write(networks.describe(config, session.network, session.thawing.regime))
 
 
+def measure_earlier(session: Session, folder: RunFolder) -> None:
+    """Measure the earlier tasks by the best weights, as they lie on the disk, and write what became of them."""
+    accelerator = session.accelerator
+    [is_current] = broadcast_object_list([accelerator.is_main_process and folder.has_current('earlier.csv')])
+    if not session.earlier or is_current:
+        return
+    session.earlier = measure_after(session.config, accelerator, session.earlier, folder.path / 'best')
+    if accelerator.is_main_process:
+        folder.write_earlier(session.earlier)
+    accelerator.print(earlier.describe(session.earlier))
+    accelerator.wait_for_everyone()
+
+
 def report(session: Session, folder: RunFolder) -> None:
     """Measure the best weights once more, as they lie on the disk, and write what was seen."""
     accelerator = session.accelerator
     # The main process looks, for all of them: they must agree, and shared disks are not the same everywhere at once.
-    [is_current] = broadcast_object_list([accelerator.is_main_process and folder.has_current_report()])
+    [is_current] = broadcast_object_list([accelerator.is_main_process and folder.has_current('report.html')])
     if not session.config.report or is_current:
         return
     predictions = evaluation.predict_best(

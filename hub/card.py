@@ -6,10 +6,13 @@ Names of classes, data sets and files and the command come from outside: what is
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 from huggingface_hub import ModelCard
 
 from training.costs import multiply_adds
+from training.earlier import EarlierTask
 from training.measures import interval
 
 from .markdown import code, code_block, table
@@ -37,6 +40,7 @@ def write_card(subject: Subject, repo_id: str | None = None) -> str:
         show_growth(subject),
         show_size(subject),
         show_results(subject),
+        show_heads(subject),
         show_use(subject),
         show_origin(subject),
         show_making(subject),
@@ -186,6 +190,51 @@ def show_unmeasured(subject: Subject) -> str:
         'trained beside it in this run. Nothing is known of other data, of images that look otherwise, of calibration, '
         'of fairness among groups of people, or of speed.\n'
     )
+
+
+def show_heads(subject: Subject) -> str:
+    """The heads that are kept of earlier tasks, what was measured by them, and how they are asked."""
+    kept = getattr(subject.network, 'kept', {})
+    if not kept:
+        return ''
+    is_measured = subject.record is not None and subject.record.weights.name == 'best'
+    tasks = read_tasks(subject.record.facts) if subject.record is not None and is_measured else {}
+    rows = []
+    for name, head in kept.items():
+        task = tasks.get(name)
+        before, after = (percent(value) for value in ((task.before, task.after) if task else (None, None)))
+        reads = f'the first {head.steps} of the steps it has grown by' if head.steps else 'the base alone'
+        classes = ', '.join(code(label) for label in head.label_names[:SHOWN_CLASSES])
+        more = ' and more' if len(head.label_names) > SHOWN_CLASSES else ''
+        rows.append([code(name), str(head.num_classes), reads, before, after, f'{classes}{more}'])
+    first = next(iter(kept))
+    head_row = ['head', 'classes', 'reads', 'before the last task', 'now', 'in the order of its outputs']
+    return (
+        '## Earlier tasks\n\nThe network learnt other tasks before this one and keeps their classifiers, each a head '
+        'with a name. What was measured by them, top-1 or mean average precision, is on the validation images of their '
+        'own tasks.\n\n'
+        + table(head_row, rows, numeric=False)
+        + '\nAll heads in one pass, and a network for one of them:\n\n'
+        + code_block(
+            f'import timm\n{imports(subject)}import torch\n\n'
+            f"model = timm.create_model('{HUB}{PLACEHOLDER}', pretrained=True).eval()\n"
+            "images = torch.rand(2, *model.pretrained_cfg['input_size'])\n"
+            'with torch.no_grad():\n'
+            '    answers = timm_devnet.forward_heads(model, images)  # None: the present task\n'
+            f"earlier = timm_devnet.recall_head(model, '{first}')\n"
+            'print({name: tuple(logits.shape) for name, logits in answers.items()}, type(earlier).__name__)',
+            'python',
+        )
+    )
+
+
+def read_tasks(facts: dict[str, Any]) -> dict[str, EarlierTask]:
+    """What a run has recorded of its earlier tasks, by the names of their heads."""
+    return {task['head']: EarlierTask.from_dict(task) for task in facts.get('earlier', ())}
+
+
+def percent(value: float | None) -> str:
+    return 'not measured' if value is None else f'{value:.2f} %'
 
 
 def show_use(subject: Subject) -> str:

@@ -32,6 +32,7 @@ class Facts:
         growth: What was added to the old network, every number of units filled in; None for a plain network.
         num_classes: Number of classes.
         label_names: Their names, None if the folder does not tell.
+        heads: Names of the heads that it keeps of earlier tasks, each with its number of classes.
         parameters: Of the whole network, also where the file holds only what differs from the base.
         bytes: Size of model.safetensors.
         base: What the network stands on; None if random numbers or not told.
@@ -48,6 +49,7 @@ class Facts:
     growth: str | None
     num_classes: int
     label_names: tuple[str, ...] | None
+    heads: dict[str, int]
     parameters: int
     bytes: int
     base: Base | None
@@ -201,6 +203,7 @@ def _gather(config: dict[str, Any], header: Header, network: nn.Module, is_delta
         growth=_growth_of(network),
         num_classes=config['num_classes'],
         label_names=None if labels is None else tuple(labels),
+        heads={name: head.num_classes for name, head in network.kept.items()} if isinstance(network, Grown) else {},
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         bytes=size,
         base=Base.from_dict(base) if base else None,

@@ -21,6 +21,7 @@ import timm_devnet
 from timm_devnet.delta import Base
 from timm_devnet.grown import ANY
 from timm_devnet.growth import MAX_LENGTH
+from timm_devnet.heads import MAX_HEADS, read_heads
 from timm_devnet.registration import find_source
 
 from .strict_json import MAX_BYTES, parse, shown
@@ -128,6 +129,16 @@ _IMAGE = Rule(
 _MAP = _list(_SIDE, 2, 2)
 _MODULES = _any_of(_NULL, _NAME, _list(_NAME, 1, 20))
 
+
+def _are_heads(value: Any) -> bool:
+    try:
+        heads = read_heads(value, MAX_LENGTH)  # how many steps the growth has is known to the network alone
+    except ValueError:
+        return False
+    labels = (label for head in heads.values() for label in head.label_names)
+    return value is not None and all(map(_prose(500).allows, labels))
+
+
 CONFIG: Mapping[str, Rule] = {
     'architecture': _text(100, '[A-Za-z0-9_]+'),
     'num_classes': _whole(0, MAX_CLASSES),
@@ -154,6 +165,11 @@ GROWN_ARGS: Mapping[str, Rule] = {
     'new_init': _choice('random', 'copy'),
     'settled': _whole(0, 200),
     'delta_of': Rule('an object', lambda value: isinstance(value, dict)),
+    'heads': Rule(
+        f'an object of at most {MAX_HEADS} heads by name, each with num_classes, steps, and perhaps label_names and '
+        'multi_label',
+        _are_heads,
+    ),
 }
 # Fields of timm's PretrainedCfg that say where weights come from: that is here, and nowhere else.
 SOURCES = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source')

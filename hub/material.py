@@ -231,7 +231,8 @@ def read_base_file(config: dict[str, Any], base: Base, path: Path) -> dict[str, 
     if not path.is_file():
         raise ValueError(f'the base file {path} is not a file')
     options = {**config.get('model_args', {}), 'num_classes': 0}
-    options.pop('delta_of', None)
+    for name in ('delta_of', 'heads'):  # of the network, not of what it began with
+        options.pop(name, None)
     try:
         network: Any = timm.create_model(
             config['architecture'],

@@ -215,10 +215,12 @@ def describe(facts: Facts) -> list[str]:
         for name, text in names.items()
         if metrics.get(name) is not None
     ]
+    kept = ', '.join(f'{name} ({count} classes)' for name, count in facts.heads.items())
     what = f'{format_bytes(facts.bytes)} in {facts.storage}{", a delta" if facts.is_delta else ""}'
     rows = {
         'network': f'{facts.architecture}, {facts.num_classes} classes, {facts.parameters / 1e6:.2f} M parameters',
         'growth': facts.growth or 'none',
+        **({'heads': kept} if facts.heads else {}),
         'base': 'random numbers' if facts.base is None else str(facts.base),
         'trained on': 'not told' if facts.dataset is None else f'{facts.dataset}, regime {facts.regime}',
         'measured': ', '.join(measured) or 'nothing',

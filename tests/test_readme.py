@@ -78,6 +78,18 @@ def test_blocks_about_architectures_run(capsys: pytest.CaptureFixture[str]) -> N
     assert 'ExportedProgram' in printed
 
 
+def test_blocks_about_tasks_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks(PAGES['docs/tasks.md'], 'python'):
+        exec(compile(block, 'tasks.md', 'exec'), names)
+    told = re.findall(r'print\(.*\)  # (.*)', PAGES['docs/tasks.md'])
+    assert len(told) == 3
+    assert capsys.readouterr().out.splitlines() == told
+
+
 @pytest.mark.parametrize('command', commands())
 def test_commands_exist(command: str) -> None:
     words = shlex.split(re.sub(r'^([A-Z_]+=\w+ )+', '', command.partition('>')[0]))

@@ -9,6 +9,7 @@ from .growable import Growable, list_growable
 from .growing import block_logits, block_names, grow, to_own_layout
 from .growth import Growth
 from .growth import parse as parse_growth
+from .keeping import forward_heads, keep_head, recall_head
 from .models.efficientnet_grown import convert_lite
 from .published import list_published, register_published
 from .reconcile import Reconcile, reconcile
@@ -24,12 +25,15 @@ __all__ = [
     'block_names',
     'consolidate',
     'convert_lite',
+    'forward_heads',
     'grow',
+    'keep_head',
     'list_growable',
     'list_published',
     'models',
     'parameter_groups',
     'parse_growth',
+    'recall_head',
     'reconcile',
     'regimes',
     'register_published',

@@ -19,7 +19,7 @@ from timm.layers.adaptive_avgmax_pool import adaptive_pool_feat_mult
 from torch import Tensor, fx, nn
 
 from .frozen import Tracer
-from .grown import Grown, gather
+from .grown import Grown
 from .layers import ConvUnits, LinearUnits
 from .layout import OPAQUE, append_maps, channels_first, channels_last_of, pool_features
 from .outline import Outline, outline_of, pool_type_of
@@ -28,7 +28,6 @@ from .plan import Layer, Level, Phase
 __all__ = ['GrownAny', 'grown_class']
 
 fx.wrap('append_maps')
-fx.wrap('gather')
 
 
 class GrownAny(Grown):
@@ -114,7 +113,7 @@ class GrownAny(Grown):
         last, *others = (values[name] for name in self.feature_names)
         return append_maps(last, others, self.outline.layout) if others else last
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def head_values(self, x: Tensor) -> dict[str, Tensor]:
         base, layout = cast(Any, self.base_class), self.outline.layout
         parts = [x] if layout == OPAQUE else x.split(self.feature_widths, -1 if channels_last_of(layout) else 1)
         values: dict[str, Tensor] = {}
@@ -125,10 +124,11 @@ class GrownAny(Grown):
                 values[name] = pool_features(parts[i], layout, self.top_pool)
         old = base.forward_head(self, parts[0], pre_logits=True)
         values[self.outline.head or self.final_level] = channels_first(old, layout) if self.top_pool == '' else old
-        values = self.forward_added(values, 2)
-        x = gather([values[name] for name in self.top])
+        return self.forward_added(values, 2)
+
+    def classify_top(self, x: Tensor, pre_logits: bool) -> Tensor:
         x = F.dropout(x, self.head_drop_rate, self.training)
-        if self.top_pool == '' and channels_last_of(layout):
+        if self.top_pool == '' and channels_last_of(self.outline.layout):
             x = x.movedim(1, -1)
         return x if pre_logits or self.num_classes == 0 else self.get_classifier()(x)
 

@@ -136,6 +136,10 @@ def consolidate(model: nn.Module) -> Consolidated:
     norms = [_block(node) for node in network.graph.nodes if isinstance(_module(network, node), Reconcile | UnitLength)]
     if norms:
         report.append(f'stays: the L2 norms of {", ".join(norms)}, which differ from sample to sample')
+    if model.kept:
+        report.append(
+            f'left out: the kept heads {", ".join(model.kept)}; for one of them consolidate what recall_head gives'
+        )
     _tidy(network)
     return Consolidated(network, tuple(report) or ('stays: everything',))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .any_network import grown_class
 from .grown import FAMILIES, Grown, Options
 from .growth import Growth, parse
+from .keeping import attach_head, copy_head
 from .optimizer_state import Before, average_of, carry_average, carry_optimizer, inner_optimizer
 from .plan import Level
 from .reconcile import SCALE_INIT
@@ -53,6 +54,7 @@ def grow(
     new_init: str = 'random',
     optimizer: Any = None,
     ema: Any = None,
+    keep_head: str | None = None,
 ) -> nn.Module:
     """Let a network grow: add new units, keep everything it has learnt.
 
@@ -85,6 +87,8 @@ def grow(
         optimizer: That trains the network, also as accelerate has prepared it.
         ema: Moving average of the network, as timm's ModelEmaV3. It grows too: old averages go on, new ones start at
             the network's values.
+        keep_head: Name under which the classifier that the network has now is kept beside the new one, for the task
+            that it has learnt; see `timm_devnet.keep_head`.
 
     Returns:
         The same model, grown.
@@ -110,6 +114,8 @@ def grow(
     whole = check_growth(model, growth, scale_init, new_init)
     holder = None if optimizer is None else inner_optimizer(optimizer, model)
     average = None if ema is None else average_of(ema, model)
+    keeping = [] if keep_head is None else [network for network in (model, average) if network is not None]
+    heads = [copy_head(network, str(keep_head)) for network in keeping]
     before, family, old_plan, steps = Before(model), family_of(model), None, 0
     if isinstance(model, Grown):
         old_plan, steps = model.plan, len(parse(model.growth).steps)
@@ -122,6 +128,8 @@ def grow(
         carry_optimizer(holder, model, before, keeps_columns)
     if average is not None:
         carry_average(grow(average, growth, scale_init, new_init), model, before)
+    for network, head in zip(keeping, heads, strict=True):
+        attach_head(network, head)
     return model
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from .checkpoint import adapt
 from .growth import MAX_LENGTH, PAPER_UNITS, Growth, parse
+from .heads import Head
 from .layers import Added, ConvUnits, LinearUnits, Pass, Scaled, copy_units, gather, init_uniform, match_size
 from .memory import check_memory, count_bytes
 from .plan import Layer, Level, Phase, Plan, plan
@@ -109,6 +110,9 @@ class Grown(nn.Module):
         plan: Plan
         settled: int
         held: int
+        heads: nn.ModuleDict  # classifiers of earlier tasks; there is none before one is kept
+        kept: dict[str, Head]  # what they are
+        head_tops: dict[str, list[str]]  # names of the values that they read
         num_classes: int
         drop_rate: float
         pretrained_cfg: dict[str, Any]
@@ -237,6 +241,7 @@ class Grown(nn.Module):
         self.growth, self.options, self.settled = str(growth), options, settled
         # How many of its steps the weights held that it was given when timm's `create_model` built it.
         self.held = getattr(self, 'held', 0)
+        self.kept = getattr(self, 'kept', {})
         self._thaw_container()
         for layer in self.plan_for(self, growth, options).layers:
             if layer.name not in self.grown:
@@ -259,6 +264,46 @@ class Grown(nn.Module):
         for added in self.grown.children() if frozen is not None else ():
             added.train = partial(frozen.func, added)  # type: ignore[method-assign]
 
+    def add_heads(self, kept: Mapping[str, Head]) -> None:
+        """Add heads of earlier tasks, whose weights are to be loaded or copied. They are frozen, for now.
+
+        Args:
+            kept: What they are, by name.
+
+        Raises:
+            ValueError: If there is one of that name, or they are larger than the memory of the machine.
+        """
+        taken = [name for name in kept if name in self.kept]
+        if taken:
+            raise ValueError(f'The network has a head called {taken[0]!r} already: give another name.')
+        if kept and not self.kept:
+            if hasattr(self, 'heads'):
+                raise ValueError(f'{type(self).__name__} cannot keep heads: it has other layers called heads.')
+            self.heads = nn.ModuleDict()
+        widths = {name: sum(width for _, width in self.top_at(head.steps)) for name, head in kept.items()}
+        check_memory(sum(4 * head.num_classes * widths[name] for name, head in kept.items()), 'The kept heads')
+        dd = get_device_dtype(self)
+        for name, head in kept.items():
+            layer = nn.Linear(widths[name], head.num_classes, **dd).train(self.training)
+            self.heads[name] = layer.requires_grad_(False)
+        self.kept = {**self.kept, **kept}
+        self._wire()
+        self._label()
+
+    def drop_heads(self) -> None:
+        """Forget all heads of earlier tasks."""
+        if self.kept:
+            del self.heads
+            self.kept = {}
+            self._label()
+
+    def top_at(self, steps: int, pool_mult: int | None = None) -> tuple[tuple[str, int], ...]:
+        """Values that the classifier read, with widths, when the growth had so many steps; 0: in the old network."""
+        if steps == 0:
+            top = self.levels_of(self)[0]
+            return ((top.name, top.width * (pool_mult or self.pool_mult(self))),)
+        return self.plan_for(self, Growth(parse(self.growth).steps[:steps]), self.options, pool_mult).top
+
     def _wire(self) -> None:
         """Set the plain lists and numbers that the forward pass reads."""
         self.plan = self.plan_for(self, parse(self.growth), self.options)
@@ -268,6 +313,7 @@ class Grown(nn.Module):
         self.feature_widths = [width for _, width in self.plan.features]
         self.pooled = list(self.plan.pooled)
         self.top = [name for name, _ in self.plan.top]
+        self.head_tops = {name: [value for value, _ in self.top_at(head.steps)] for name, head in self.kept.items()}
         self.num_features = sum(self.feature_widths)
         self.head_hidden_size = sum(width for _, width in self.plan.top)
 
@@ -357,14 +403,33 @@ class Grown(nn.Module):
         if self.settled:
             self._model_args['settled'] = self.settled
             self._model_args['new_init'] = 'random'  # what is there already need not be copied again
+        self._model_args.pop('heads', None)
+        if self.kept:
+            self._model_args['heads'] = {name: head.to_dict() for name, head in self.kept.items()}
+
+    def cut(self, growth: Growth) -> None:
+        """Become the network that it was when it had grown by the beginning of its growth, without classifier.
+
+        Args:
+            growth: That beginning, of at least one step.
+        """
+        for name, added in list(self.added()):
+            if added.step >= len(growth.steps):
+                del self.grown[name]
+        self.growth = str(growth)
+        self.settled = min(self.settled, len(growth.steps))
+        self._wire()
+        self.reset_classifier(0)
+        self._label()
 
     def shed(self) -> None:
         """Become the old network again, without classifier; for `prune_intermediate_layers`."""
+        self.drop_heads()
         self.reset_classifier(0)
         self.num_features = self.feature_widths[0]
         self.__class__ = self.base_class  # type: ignore[assignment]
         del self.grown, self.plan, self.taps, self.feature_names, self.feature_widths, self.pooled, self.top
-        del self.growth, self.options, self.settled, self.held
+        del self.head_tops, self.growth, self.options, self.settled, self.held, self.kept
 
     # timm's model interface -------------------------------------------------------------------------------------------
 
@@ -393,6 +458,11 @@ class Grown(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool every block, reconcile and classify; or give what the classifier reads, (N, head_hidden_size)."""
+        values = self.head_values(x)
+        return self.classify_top(gather([values[name] for name in self.top]), pre_logits)
+
+    def head_values(self, x: Tensor) -> dict[str, Tensor]:
+        """All values of the pass by name, from `forward_features` on; those that classifiers read are pooled."""
         values: dict[str, Tensor] = {}
         parts = x.split(self.feature_widths, 1)
         for i, name in enumerate(self.feature_names):
@@ -400,8 +470,15 @@ class Grown(nn.Module):
         values = self.forward_added(self.forward_top(values), 1)
         for name in self.pooled:
             values[name] = self.pool_map(values[name])
-        values = self.forward_added(values, 2)
-        return self.classify_top(gather([values[name] for name in self.top]), pre_logits)
+        return self.forward_added(values, 2)
+
+    def kept_answers(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the heads of earlier tasks say, of `head_values`: logits (N, classes) by name."""
+        answers = {}
+        for name, head in self.heads.items() if self.kept else ():
+            read = gather([values[value] for value in self.head_tops[name]])
+            answers[name] = head(self.classify_top(read, pre_logits=True))
+        return answers
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the network a fresh classifier; what has grown stays.
@@ -417,6 +494,8 @@ class Grown(nn.Module):
         pool_mult = None if global_pool is None else adaptive_pool_feat_mult(global_pool)
         if self.plan_for(self, parse(self.growth), self.options, pool_mult).layers != self.plan.layers:
             raise ValueError(f'Growth {self.growth} was built for another pooling than {global_pool!r}; grow after it.')
+        if any(self.top_at(head.steps, pool_mult) != self.top_at(head.steps) for head in self.kept.values()):
+            raise ValueError(f'The kept heads {", ".join(self.kept)} read another pooling than {global_pool!r}.')
         super().reset_classifier(0, global_pool)  # type: ignore[misc]
         self.num_classes = num_classes
         self._wire()

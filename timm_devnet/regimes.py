@@ -39,7 +39,12 @@ def regimes(model: nn.Module) -> list[str]:
 
 
 def parameter_groups(
-    model: nn.Module, regime: str, lr: float, weight_decay: float, new_lr_mult: float = 10.0
+    model: nn.Module,
+    regime: str,
+    lr: float,
+    weight_decay: float,
+    new_lr_mult: float = 10.0,
+    heads_learn: bool = False,
 ) -> list[dict[str, Any]]:
     """Make a network ready for a regime: freeze what it leaves alone, group the rest for the optimizer.
 
@@ -55,6 +60,8 @@ def parameter_groups(
         lr: Learning rate of old layers.
         weight_decay: Weight decay of weights.
         new_lr_mult: How many times faster new units, scales and the classifier learn.
+        heads_learn: Whether heads kept of earlier tasks learn too, at the pace of old layers, in every regime but
+            `new`; there must be a loss on their answers then. Otherwise they are frozen.
 
     Returns:
         Groups of `params`, `lr`, `lr_scale`, `weight_decay` and `name`; every parameter that trains is in exactly one.
@@ -75,8 +82,12 @@ def parameter_groups(
     levels = _trainable_levels(model)
     trained = set(levels[: known.index(regime)])
     groups: dict[str, dict[str, Any]] = {}
+    kept = {id(parameter) for parameter in getattr(model, 'heads', nn.ModuleDict()).parameters()}
     for parameter, is_new, level in _told_apart(model):
-        parameter.requires_grad_(is_new or regime == 'all' or level in trained)
+        learns = is_new or regime == 'all' or level in trained
+        if isinstance(model, Grown) and model.kept and id(parameter) in kept:
+            learns = heads_learn and regime != 'new'
+        parameter.requires_grad_(learns)
         if parameter.requires_grad:
             decayed = parameter.ndim > 1
             label = ('new' if is_new else 'old') + ('' if decayed else ', not decayed')

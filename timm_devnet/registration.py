@@ -29,6 +29,7 @@ from .delta import Base, complete, fetch
 from .growing import family_of
 from .grown import ANY, Grown, Options, registered_for
 from .growth import parse
+from .heads import read_heads
 from .memory import check_memory, count_bytes
 from .published import check_published, takes_published_tags
 from .reconcile import SCALE_INIT
@@ -95,12 +96,15 @@ def _register(module: str, base: str, growth: str, feature_levels: int | None, f
         new_init: str = 'random',
         settled: int = 0,
         delta_of: dict[str, Any] | None = None,
+        heads: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> nn.Module:
         options = Options(scale_init, new_init)
         if kwargs.get('features_only'):
             kwargs.setdefault('out_indices', tuple(range(feature_levels)) if feature_levels else usual_levels(base))
-        return create_grown(variant, base, growth, options, pretrained, settled, delta_of, flatten_sequential, **kwargs)
+        return create_grown(
+            variant, base, growth, options, pretrained, settled, delta_of, heads, flatten_sequential, **kwargs
+        )
 
     entrypoint.__name__ = entrypoint.__qualname__ = variant
     entrypoint.__module__ = module  # timm looks there for default_cfgs, and lists the model under its last part
@@ -191,6 +195,7 @@ def create_grown(
     pretrained: bool = False,
     settled: int = 0,
     delta_of: dict[str, Any] | None = None,
+    heads: dict[str, Any] | None = None,
     flatten_sequential: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
@@ -208,6 +213,7 @@ def create_grown(
         delta_of: What the checkpoint stands on, as `timm_devnet.delta.Base.to_dict` writes it, if it is one that holds
             only what differs. A whole checkpoint needs no base, whatever this says. An empty dict says that there is
             none, to build the network of a delta without weights.
+        heads: Heads kept of earlier tasks, by name, as `timm_devnet.heads.Head.to_dict` writes them.
         flatten_sequential: See `register_grown`.
         **kwargs: timm's: for its `build_model_with_cfg` and for the base's constructor, which refuses unknown ones.
 
@@ -244,6 +250,7 @@ def create_grown(
             family.check_room(model, planned, 0)
         model.__class__ = family
         model.take(parsed, options, settled)
+        model.add_heads(read_heads(heads, len(parsed.steps)))
         return model
 
     def filter_fn(state_dict: Mapping[str, Any], model: Grown) -> dict[str, Tensor]:

@@ -8,7 +8,9 @@ import difflib
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from accelerate.utils import DynamoBackend
@@ -16,11 +18,15 @@ from timm.data.auto_augment import augment_and_mix_transform, auto_augment_trans
 from timm.optim import get_optimizer_info, list_optimizers
 
 import timm_devnet
+from timm_devnet.grown import ANY
+from timm_devnet.models.devnet import GROWTH
 
 # torch's own names.
 MemoryFormat = Literal['channels_last', 'contiguous_format']
 DIGITS = 'digits'
 ELPV = 'elpv'
+# How timm names a folder in its layout.
+LOCAL = 'local-dir:'
 
 # Of --checkpoint-every: a number, s if it counts seconds; or epoch.
 CHECKPOINT_EVERY = re.compile(r'0*([1-9]\d*)(s?)|epoch')
@@ -32,7 +38,7 @@ CHECKPOINT_EVERY = re.compile(r'0*([1-9]\d*)(s?)|epoch')
 FREE_ON_RESUME = frozenset(
     {
         *('data_dir', 'labels', 'output', 'experiment', 'resume', 'epochs', 'eval_every', 'workers', 'threads', 'tune'),
-        *('tracker', 'tracker_project', 'report', 'eval_only', 'json', 'cache_images', 'cache_dir'),
+        *('tracker', 'tracker_project', 'report', 'eval_only', 'head', 'json', 'cache_images', 'cache_dir'),
         *('batch_size', 'grad_accum_steps', 'bad_images', 'nonfinite', 'checkpoint_every', 'keep_checkpoints'),
         *('allow_changed_data', 'allow_changed_batch'),
     }
@@ -122,7 +128,8 @@ class Config:
 
     # Model
     model: str = 'tf_efficientnet_lite0_mwa512'
-    """Any of timm's names or timm_devnet's grown ones."""
+    """Any of timm's names or timm_devnet's grown ones; or the run folder, or a folder in timm's layout, to start
+    from."""
     pretrained: bool = True
     """Start from the base's pretrained weights."""
     pretrained_path: str | None = None
@@ -142,8 +149,14 @@ class Config:
     thaw: str | None = None
     """Regimes that follow --regime and the number of epochs after which each does: fc7-new@5,all@10."""
     grow: tuple[str, ...] = ()
-    """Growths that come while the run goes, and the number of epochs after which each does: wa512@3 wa256@6. What is
-    added counts as new until the run ends."""
+    """Growths: wa512 before the first epoch, wa256@3 after three of them. What is added counts as new until the run
+    ends."""
+    keep_heads: bool = False
+    """Keep the classifier that --model brings, and those that it keeps already, each for its task, beside a new one;
+    measure every earlier task whose images can be found, before the run and at its end."""
+    lwf: float = 0.0
+    """With --keep-heads: weight of learning without forgetting, which holds what earlier heads say of the new images to
+    what the network that the run starts from says (0: off)."""
     lr: float = 0.01
     """Learning rate of pretrained layers."""
     new_lr_mult: float = 10.0
@@ -246,6 +259,8 @@ class Config:
     """At the end, evaluate the best weights once more and write report.html and predictions.csv."""
     eval_only: bool = False
     """Train nothing: measure --model (a run folder, local-dir:FOLDER, hf-hub:ID or a name) on the validation images."""
+    head: str | None = None
+    """With --eval-only: measure by the head of this name that the network keeps, on the images of its task."""
     json: bool = False
     """Print the result as one JSON object on stdout, and everything else on stderr."""
 
@@ -258,14 +273,16 @@ class Config:
         """Fill in what depends on the data set, so that the saved configuration says what was really done."""
         dataset = self.dataset if self.dataset or self.data_dir else DIGITS
         is_digits = dataset == DIGITS
+        model = named_folder(self.model)
         # The digits have 28 pixels a side, so 224 would only cost time; and a mirrored digit is no digit.
         return dataclasses.replace(
             self,
+            model=model,
             dataset=dataset,
             img_size=self.img_size or (64 if is_digits else None),
             epochs=self.epochs if self.epochs is not None else (3 if is_digits else 20),
             hflip=self.hflip if self.hflip is not None else (0.0 if is_digits or self.no_aug else 0.5),
-            block_loss=self.block_loss if self.block_loss is not None else measured_block_loss(self.model),
+            block_loss=self.block_loss if self.block_loss is not None else measured_block_loss(model, self.grow),
         )
 
     def validate(self) -> None:
@@ -282,7 +299,7 @@ class Config:
         for name in ('lr', 'new_lr_mult', 'decay_rate', 'decay_epochs', 'clip_grad'):
             self._require(name, lambda value: value > 0, 'above 0')
         at_least_zero = 'weight_decay min_lr warmup_epochs block_loss workers seed color_jitter mixup cutmix opt_eps'
-        for name in (*at_least_zero.split(), 'mixup_off_epoch'):
+        for name in (*at_least_zero.split(), 'mixup_off_epoch', 'lwf'):
             self._require(name, lambda value: value >= 0, 'at least 0')
         for name in ('momentum', 'smoothing', 'drop', 'model_ema_decay'):
             self._require(name, lambda value: 0 <= value < 1, 'at least 0 and below 1')
@@ -304,7 +321,8 @@ class Config:
             raise ValueError(f'--torchcompile {self.torchcompile} is not known; it is one of {", ".join(backends)}')
         if self.cache_dtype is not None and self.cache_features is None:
             raise ValueError(f'--cache-dtype {self.cache_dtype} needs --cache-features')
-        varying = [name for name in ('mixup', 'cutmix', 'reprob', 'thaw', 'grow', 'model_ema') if getattr(self, name)]
+        varying = [name for name in ('mixup', 'cutmix', 'reprob', 'thaw', 'model_ema') if getattr(self, name)]
+        varying += ['grow'] if any(epoch for _, epoch in self.growths()) else []
         if self.cache_features and varying:
             flags = ', '.join(f'--{name.replace("_", "-")}' for name in varying)
             raise ValueError(f'--cache-features keeps what frozen layers give for whole images: leave out {flags}')
@@ -315,6 +333,7 @@ class Config:
             near = difflib.get_close_matches(self.opt, known) or ['momentum', 'sgd', 'adamw']
             raise ValueError(f'--opt {self.opt} is not an optimizer of timm; near it: {", ".join(near)}')
         self._validate_task()
+        self._validate_heads()
         self._validate_optimizer()
         self._validate_augmentation()
         self._validate_thaws()
@@ -338,6 +357,21 @@ class Config:
         if given:
             flags = ', '.join(f'--{name.replace("_", "-")}' for name in given)
             raise ValueError(f'--multi-label: images belong to no single class, so leave out {flags}')
+
+    def _validate_heads(self) -> None:
+        """Refuse what has no effect on the heads of earlier tasks, or cannot have it."""
+        if self.head is not None and not self.eval_only:
+            raise ValueError(f'--head {self.head} says by which head --eval-only measures: leave it out')
+        if self.keep_heads and not self.pretrained:
+            raise ValueError('--keep-heads keeps what a network has learnt: leave out --no-pretrained')
+        if not self.lwf:
+            return
+        if not self.keep_heads:
+            raise ValueError(f'--lwf {self.lwf} holds the answers of kept heads: give --keep-heads')
+        if self.cache_features:
+            raise ValueError(f'--lwf {self.lwf} asks two networks about every image: leave out --cache-features')
+        if self.regime == 'new' and not self.thaw:
+            raise ValueError(f'--lwf {self.lwf}: in regime new nothing learns that earlier heads read: leave it out')
 
     def _validate_optimizer(self) -> None:
         """Refuse arguments that the optimizer does not take."""
@@ -394,8 +428,11 @@ class Config:
     def _validate_growths(self) -> None:
         """Refuse a --grow that never happens; its growths are checked when the network is known."""
         epochs, given = [epoch for _, epoch in self.growths()], ' '.join(self.grow)
-        if any(later <= earlier for earlier, later in itertools.pairwise(epochs)):
-            raise ValueError(f'--grow {given} must name epochs in rising order')
+        if any(later < earlier or later == earlier > 0 for earlier, later in itertools.pairwise(epochs)):
+            raise ValueError(
+                f'--grow {given} must name epochs in rising order, and first what comes before all of them'
+            )
+        epochs = [int(growth.rpartition('@')[2]) for growth in self.grow if '@' in growth]
         if self.epochs is not None and epochs and not 1 <= min(epochs) <= max(epochs) < self.epochs:
             raise ValueError(
                 f'--grow {given} is out of range: epochs must be at least 1 and below --epochs {self.epochs}'
@@ -405,15 +442,21 @@ class Config:
         """Read --grow.
 
         Returns:
-            Growths, and the number of finished epochs after which each comes.
+            Growths, and the number of finished epochs after which each comes; 0 for those before the first.
 
         Raises:
-            ValueError: It is not of the form GROWTH@EPOCHS GROWTH@EPOCHS.
+            ValueError: It is not of the form GROWTH GROWTH@EPOCHS GROWTH@EPOCHS.
         """
-        parts = [re.fullmatch(r'([^@]+)@(\d+)', part) for part in self.grow]
+        parts = [re.fullmatch(r'([^@]+)(?:@(\d+))?', part) for part in self.grow]
         if not all(parts):
-            raise ValueError(f'--grow {" ".join(self.grow)} is not understood: write GROWTH@EPOCHS, as in wa512@3')
-        return [(part[1], int(part[2])) for part in parts if part]
+            raise ValueError(
+                f'--grow {" ".join(self.grow)} is not understood: write GROWTH, or GROWTH@EPOCHS as in wa512@3'
+            )
+        return [(part[1], int(part[2] or 0)) for part in parts if part]
+
+    def first_growths(self) -> list[str]:
+        """List the growths that come before the first epoch."""
+        return [growth for growth, epoch in self.growths() if epoch == 0]
 
     @property
     def val_share(self) -> float | None:
@@ -456,22 +499,47 @@ class Config:
             raise ValueError(f'a resumed run keeps its options ({changes}): give the old ones, or start a new run')
 
 
-def measured_block_loss(model: str) -> float:
+def named_folder(model: str) -> str:
+    """Name a run folder, or a folder in timm's layout, as timm does; other names pass unchanged.
+
+    Args:
+        model: A name, or a path. Of a run folder it means best/.
+    """
+    for folder in (Path(model) / 'best', Path(model)):
+        if (folder / 'config.json').is_file():
+            return f'{LOCAL}{folder}'
+    return model
+
+
+def measured_block_loss(model: str, grow: Sequence[str] = ()) -> float:
     """Tell the weight of the block loss that measured best (docs/growth.md).
 
     Args:
         model: Name of the network.
+        grow: Growths of --grow; only those before the first epoch count.
 
     Example:
         >>> [measured_block_loss(f'tf_efficientnet_lite0{growth}') for growth in ('_mwa512', '_wa512', '_skip', '')]
         [1.0, 0.0, 0.0, 0.0]
+        >>> measured_block_loss('tf_efficientnet_lite0', ('mwa512',))
+        1.0
     """
-    for word in model.partition('.')[0].split('_'):
+    for word in [*growths_of(model), *(growth for growth in grow if '@' not in growth)]:
         with contextlib.suppress(ValueError):  # a part of the base's name
             blocks = itertools.chain(*timm_devnet.parse_growth(word).steps)
             if any(block.units and block.level == 0 and min(block.reads) > 1 for block in blocks):
                 return 1.0
     return 0.0
+
+
+def growths_of(model: str) -> list[str]:
+    """List the words that may name a network's growths: its configuration's where there is one, else its name's."""
+    if model.startswith(LOCAL):
+        with contextlib.suppress(OSError, ValueError):  # what is wrong with it is told when the network is built
+            arguments = json.loads((Path(model.removeprefix(LOCAL)) / 'config.json').read_text()).get('model_args', {})
+            return [arguments['growth']] if 'growth' in arguments else []
+    name = model.partition('.')[0]
+    return [GROWTH] if name == ANY else name.split('_')
 
 
 def check_auto_augment(name: str) -> None:

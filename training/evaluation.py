@@ -22,6 +22,7 @@ from . import networks
 from .config import Config
 from .data import Images, InputFormat, Normalize, create_loader
 from .devices import create_accelerator, describe
+from .earlier import EarlierTask
 from .image_cache import open_cache
 from .label_predictions import LabelPredictions
 from .predictions import Predictions, name_outputs, predict
@@ -76,15 +77,19 @@ def evaluate_only(config: Config) -> dict[str, Any]:
     start = time.monotonic()
     refuse_training_options(config)
     folder = find_run(config.model)
-    img_size = config.img_size
-    config = with_data_of(config, folder).resolved()
+    model, task = config.model, find_task(folder, config.head)
+    img_size = config.img_size or (task.input['img_size'] if task is not None and task.input is not None else None)
+    config = with_data_of(config, folder, task).resolved()
     config.validate()
     accelerator = create_accelerator(config)
     accelerator.print(describe(accelerator))
     source = load_validation(config, open_cache(config, accelerator.print))
-    network, origin = load_network(config if folder is None else place_weights(config, folder.path / 'best'))
+    network, origin = load_network(config)
+    if config.head is not None:
+        network = timm_devnet.recall_head(network, config.head)
+        origin = f'{origin}, head {config.head}'
     outputs, classes, how = match_classes(network, source.classes)
-    accelerator.print(f'{config.model}, weights from {origin}; {how}')
+    accelerator.print(f'{model}, weights from {origin}; {how}')
     renumbered = Renumbered(source, outputs, classes)
     input_format = own_format(network, img_size)
     networks.check_img_size(network, input_format.img_size)
@@ -94,14 +99,14 @@ def evaluate_only(config: Config) -> dict[str, Any]:
     predictions = predict_on(config, accelerator, network, classes, renumbered, input_format, normalize)
     refuse_unreadable(config, predictions, source)
     report = None
-    if folder is not None and config.report and is_own_data(config, folder):
+    if folder is not None and config.head is None and config.report and is_own_data(config, folder):
         report = str(folder.path / 'report.html')
         if accelerator.is_main_process:
             folder.write_predictions(predictions.to_csv(renumbered))
             write_report(folder, predictions, renumbered)
     accelerator.wait_for_everyone()
     return {
-        'model': config.model,
+        'model': model,
         'weights': origin,
         **predictions.metrics(),
         'unreadable': len(predictions.unreadable),
@@ -154,6 +159,9 @@ def refuse_training_options(config: Config) -> None:
             f'--eval-only goes on with no run: for its best weights leave out --resume {config.resume} and give '
             '--model RUN_FOLDER'
         )
+    if config.keep_heads or config.grow:
+        flag = '--keep-heads' if config.keep_heads else f'--grow {" ".join(config.grow)}'
+        raise ValueError(f'--eval-only changes no network: leave out {flag}')
     if config.num_classes is not None:
         raise ValueError(
             f'--num-classes {config.num_classes} would put a new classifier in the place of the trained one: leave it '
@@ -167,15 +175,27 @@ def find_run(model: str) -> RunFolder | None:
     return RunFolder(path) if (path / 'run.json').is_file() and (path / 'best').is_dir() else None
 
 
-def with_data_of(config: Config, folder: RunFolder | None) -> Config:
-    """Take the data options of a run where no data is given, but for those that are given all the same.
+def find_task(folder: RunFolder | None, head: str | None) -> EarlierTask | None:
+    """Find what a run has recorded of the task of a head; None where it has not."""
+    if folder is None or head is None:
+        return None
+    tasks = [EarlierTask.from_dict(task) for task in folder.read_run().get('earlier', ())]
+    return next((task for task in tasks if task.head == head), None)
+
+
+def with_data_of(config: Config, folder: RunFolder | None, task: EarlierTask | None = None) -> Config:
+    """Take the data options of a run, or of an earlier task, where no data is given, but for those that are given.
 
     Raises:
         ValueError: Its images have one class each, and the wish is for several labels.
     """
     if folder is None or config.data_dir is not None or config.dataset is not None:
         return config
-    saved = json.loads((folder.path / 'run.json').read_text())['config']
+    saved = json.loads((folder.path / 'run.json').read_text())['config'] if config.head is None else {}
+    if task is not None:
+        saved = task.data or {}
+    if not saved:
+        raise ValueError(f'--head {config.head}: where its images are is not recorded: give --data-dir or --dataset')
     wishes = [f'--{name.replace("_", "-")}' for name in ('multi_label', 'labels') if getattr(config, name)]
     if wishes and not saved.get('multi_label'):
         raise ValueError(
@@ -197,11 +217,6 @@ def is_own_data(config: Config, folder: RunFolder) -> bool:
         return False
 
 
-def place_weights(config: Config, path: Path) -> Config:
-    """Name a folder in timm's layout as timm does."""
-    return dataclasses.replace(config, model=f'local-dir:{path}')
-
-
 def load_network(config: Config) -> tuple[nn.Module, str]:
     """Load a network with the classifier that it was trained with.
 
@@ -211,8 +226,6 @@ def load_network(config: Config) -> tuple[nn.Module, str]:
     Raises:
         ValueError: It cannot be had.
     """
-    if (Path(config.model) / 'config.json').is_file():
-        config = place_weights(config, Path(config.model))
     source, _, place = config.model.partition(':')
     if source == 'local-dir' and not (Path(place) / 'config.json').is_file():
         raise ValueError(f"--model {config.model} is no folder in timm's layout: {place} has no config.json")
@@ -250,11 +263,9 @@ def own_format(network: nn.Module, img_size: int | None) -> OwnFormat:
 
 def class_names(network: Any) -> list[str] | None:
     """Find the names of a network's outputs: those saved with it, else ImageNet's synsets; None if it knows none."""
-    saved = network.pretrained_cfg.get('label_names')
+    saved = networks.saved_names(network)
     if saved:
-        if isinstance(saved, dict):
-            saved = [saved[key] for key in sorted(saved, key=int)]
-        return [str(name) for name in saved]
+        return saved
     subset = infer_imagenet_subset(network)
     return None if subset is None else list(ImageNetInfo(subset).label_names())
 

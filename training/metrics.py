@@ -17,12 +17,17 @@ from .sources import Source
 if TYPE_CHECKING:
     from .tasks import Task
 
-Output = Tensor | tuple[Tensor, list[Tensor]]
+Output = Tensor | tuple[Tensor, list[Tensor]] | tuple[Tensor, list[Tensor], dict[str, Tensor]]
 
 
 def split_output(output: Output) -> tuple[Tensor, list[Tensor]]:
     """Separate the whole network's logits from those of its blocks, of which there may be none."""
-    return output if isinstance(output, tuple) else (output, [])
+    return (output[0], output[1]) if isinstance(output, tuple) else (output, [])
+
+
+def kept_answers(output: Output) -> dict[str, Tensor]:
+    """Find the logits of the heads of earlier tasks, by name; none where they were not asked for."""
+    return output[2] if isinstance(output, tuple) and len(output) == 3 else {}
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 
 import timm_devnet
 from timm_devnet import delta
+from timm_devnet.grown import Grown
+from timm_devnet.layers import gather
 from timm_devnet.outline import run_on_meta
 from timm_devnet.packages import PACKAGE_LICENSE, lite_package, packaged_weights
 
-from .config import Config
+from .config import LOCAL, Config
 from .data import InputFormat
 
 # What a file raises that is no file of tensors, or a pickle with code in it.
@@ -41,6 +44,29 @@ class BlockAnswers(nn.Module):
         """Classify images of shape (N, C, H, W); returns logits of the whole and of each block."""
         pre_logits = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
         return self.model.get_classifier()(pre_logits), timm_devnet.block_logits(self.model, pre_logits)
+
+
+class HeadAnswers(nn.Module):
+    """A grown network that also answers by the heads of earlier tasks, and perhaps by each block, in one pass."""
+
+    def __init__(self, model: Any, with_blocks: bool):
+        super().__init__()
+        self.model, self.with_blocks = model, with_blocks
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+        """Classify images of shape (N, C, H, W); returns logits of the whole, of each block, and of each head."""
+        model = self.model
+        values = model.head_values(model.forward_features(images))
+        pre_logits = model.classify_top(gather([values[name] for name in model.top]), pre_logits=True)
+        blocks = timm_devnet.block_logits(model, pre_logits) if self.with_blocks else []
+        return model.get_classifier()(pre_logits), blocks, model.kept_answers(values)
+
+
+def wrap_answers(config: Config, network: nn.Module) -> nn.Module:
+    """Let a network give all the answers that the loss asks for."""
+    if config.lwf:
+        return HeadAnswers(network, with_blocks=config.block_loss != 0)
+    return BlockAnswers(network) if config.block_loss else network
 
 
 def build_network(config: Config, num_classes: int | None) -> tuple[nn.Module, str]:
@@ -92,12 +118,47 @@ def build_network(config: Config, num_classes: int | None) -> tuple[nn.Module, s
     model.pretrained_cfg.pop('state_dict', None)
     # A network that came as a delta is whole now, and so are the checkpoints of the run.
     getattr(model, '_model_args', {}).pop('delta_of', None)
-    if config.block_loss and not timm_devnet.block_names(model):
+    if config.block_loss and not timm_devnet.block_names(model) and not config.first_growths():
         raise ValueError(
             f'--block-loss {config.block_loss} needs a grown network: {config.model} has no blocks (leave it out, or '
             'grow one, as in tf_efficientnet_lite0_mwa512)'
         )
     return model, origin
+
+
+def begin_classifier(config: Config, network: Any, classes: Sequence[str], num_classes: int) -> bool:
+    """Give a network that was just built a random classifier, if its own is for as many classes of other names.
+
+    Args:
+        config: Of the run.
+        network: As `build_network` gave it.
+        classes: Of the data.
+        num_classes: Outputs that it must have.
+
+    Returns:
+        Whether its classifier is random although its weights are not.
+    """
+    is_told = config.pretrained_path is None or not isinstance(network, Grown) or config.keep_heads
+    if not config.pretrained or not is_told:
+        return False  # nothing tells whether a grown network has taken the classifier of a file
+    if not config.keep_heads:  # else it has the classifier of its weights still, whatever it is for
+        saved = saved_names(network)
+        if network.pretrained_cfg.get('num_classes') != num_classes:
+            return True
+        if not saved or saved[: len(classes)] == list(classes):
+            return False
+    network.reset_classifier(num_classes)
+    if isinstance(network, Grown):
+        network.init_classifier()
+    return True
+
+
+def saved_names(network: Any) -> list[str]:
+    """List the names of a network's outputs that were saved with it; none where there are none."""
+    saved = network.pretrained_cfg.get('label_names') or []
+    if isinstance(saved, dict):
+        saved = [saved[key] for key in sorted(saved, key=int)]
+    return [str(name) for name in saved]
 
 
 def has_one_size(name: str) -> bool:
@@ -141,6 +202,8 @@ def find_weights(config: Config) -> tuple[dict[str, Any], str]:
         if not Path(config.pretrained_path).is_file():
             raise ValueError(f'--pretrained-path {config.pretrained_path} is not a file')
         return weights_of_file(config), config.pretrained_path
+    if config.model.startswith(LOCAL):
+        return {}, config.model.removeprefix(LOCAL)
     package = lite_package(config.model)
     weights = packaged_weights(package)
     if weights is not None:

@@ -12,11 +12,12 @@ import numpy as np
 from . import report_multi_label, report_single_label
 from .charts import line_chart
 from .config import Config
+from .earlier import EarlierTask, backward_transfer, forgetting
 from .label_predictions import LabelPredictions
 from .measures import WORDS, measure_of
 from .predictions import Predictions, printable
 from .progress import best_row
-from .report_parts import bar, table, text
+from .report_parts import bar, percent, table, text
 from .run_folder import RunFolder
 from .sources import Source
 
@@ -36,6 +37,7 @@ def write_report(folder: RunFolder, predictions: Predictions | LabelPredictions,
     answers = report_multi_label if isinstance(predictions, LabelPredictions) else report_single_label
     sections = {
         'Curves': show_curves(history),
+        'Earlier tasks': show_earlier([EarlierTask.from_dict(task) for task in facts.get('earlier', ())]),
         'Old and new units': show_blocks(predictions, best_row(history) or {}),
         **answers.sections(predictions, source),
         'How it was made': show_origin(facts, predictions),
@@ -153,6 +155,39 @@ def show_blocks(predictions: Predictions | LabelPredictions, row: Row) -> str:
     return table(caption, head, rows, (1, 2, 3)) + (
         '<p class="soft">Norm: mean L2 norm of the activations before reconciliation. Scale: root mean square of what '
         'they are multiplied by after it. Both in the best epoch.</p>'
+    )
+
+
+def show_earlier(tasks: list[EarlierTask]) -> str:
+    """What became of the tasks that the network had learnt before; nothing where there are none."""
+    if not tasks:
+        return ''
+
+    def points(value: float | None) -> str:
+        return '' if value is None else f'{value:+.2f}'
+
+    lines = [
+        [
+            f'{text(task.head)} <small>{WORDS[task.measure]}{f", {task.images} images" if task.images else ""}</small>',
+            percent(task.before),
+            percent(task.after),
+            points(task.change),
+            text(task.remark or ''),
+        ]
+        for task in tasks
+    ]
+    head = ['task', 'before', 'after', 'change', 'remark']
+    transfer, forgotten = backward_transfer(tasks), forgetting(tasks)
+    figures = (
+        f'<p>Backward transfer {transfer:+.2f} points, forgetting {forgotten:.2f} points.</p>'
+        if transfer is not None and forgotten is not None
+        else ''
+    )
+    return (
+        table('Each earlier task by its own head, before this run and by its best weights', head, lines, (1, 2, 3))
+        + figures
+        + '<p class="soft">Backward transfer: the mean of what has changed since each was learnt. Forgetting: how far '
+        'each is, in the mean, below the best that it ever was.</p>'
     )
 
 

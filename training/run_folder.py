@@ -15,7 +15,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from .config import Config
 from .data import InputFormat
+from .earlier import EarlierTask, to_csv
 from .files import replace_file, replace_text
 from .measures import WORDS, measure_of
 from .predictions import name_outputs
@@ -45,7 +46,7 @@ def checkpoints(state: Path) -> list[Path]:
 
 
 class RunFolder:
-    """One run's folder: run.json, metrics.csv, curves.png, best/, last/, state/, predictions.csv, report.html."""
+    """One run's folder: run.json, metrics.csv, curves.png, best/, last/, state/, report.html, predictions.csv, ..."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -54,6 +55,11 @@ class RunFolder:
     def state(self) -> Path:
         """Where the checkpoints are."""
         return self.path / 'state'
+
+    @property
+    def start(self) -> Path:
+        """Where the network is that the run started from, if --lwf needs it."""
+        return self.path / 'start'
 
     @property
     def features(self) -> Path:
@@ -123,10 +129,10 @@ class RunFolder:
         """Write report.html."""
         replace_text(self.path / 'report.html', page)
 
-    def has_current_report(self) -> bool:
-        """Tell whether the report was written after the last epoch."""
-        report, metrics = self.path / 'report.html', self.path / 'metrics.csv'
-        return report.exists() and report.stat().st_mtime_ns >= metrics.stat().st_mtime_ns
+    def has_current(self, name: str) -> bool:
+        """Tell whether a file was written after the last epoch."""
+        path, metrics = self.path / name, self.path / 'metrics.csv'
+        return path.exists() and path.stat().st_mtime_ns >= metrics.stat().st_mtime_ns
 
     def read_run(self) -> dict[str, Any]:
         """Read run.json."""
@@ -183,6 +189,16 @@ class RunFolder:
         replace_file(last / 'model.safetensors', lambda path: write_tensors(path, weights, metadata))
         for name in ('config.json', 'model.safetensors') if is_best else ():
             replace_file(best / name, partial(shutil.copyfile, last / name))
+
+    def write_start(self, model: nn.Module) -> None:
+        """Write the network that the run starts from to start/, in timm's own layout."""
+        replace_file(self.start / 'model.safetensors', lambda path: write_tensors(path, dict(model.state_dict())))
+        replace_file(self.start / 'config.json', lambda path: write_config(path, model, {}))
+
+    def write_earlier(self, tasks: Sequence[EarlierTask]) -> None:
+        """Write earlier.csv, and what was measured into run.json."""
+        self.write_run({**self.read_run(), 'earlier': [task.to_dict() for task in tasks]})
+        replace_text(self.path / 'earlier.csv', to_csv(tasks))
 
 
 def write_config(path: Path, model: nn.Module, described: dict[str, Any]) -> None:

@@ -20,7 +20,9 @@ def create_groups(config: Config, network: nn.Module, regime: str) -> list[dict[
 
     Under --layer-decay there is a group for each rate of old layers; timm tells the layers apart.
     """
-    groups = timm_devnet.parameter_groups(network, regime, config.lr, config.weight_decay, config.new_lr_mult)
+    groups = timm_devnet.parameter_groups(
+        network, regime, config.lr, config.weight_decay, config.new_lr_mult, heads_learn=config.lwf > 0
+    )
     if config.layer_decay is None:
         return groups
     layers = param_groups_layer_decay(network, layer_decay=config.layer_decay)

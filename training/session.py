@@ -20,11 +20,14 @@ from .augmentation import BatchAugmentation
 from .checkpoints import CheckpointPace, RunState, load_checkpoint, save_checkpoint
 from .config import Config
 from .data import InputFormat, Normalize, create_images, create_loaders
+from .distillation import Teacher
+from .earlier import EarlierTask
 from .faults import Fault, shared_writing
 from .features import Features
-from .grow import Growing, check_growths
+from .grow import Growing, check_growths, grow_first
 from .image_cache import open_cache
-from .metrics import BadImages, MeanLoss, objective
+from .keep_heads import Kept, attach_heads, copy_heads, measure_before
+from .metrics import BadImages, MeanLoss, kept_answers, objective
 from .nonfinite import LossWatch
 from .order import EpochOrder, create_order
 from .progress import Progress
@@ -50,7 +53,7 @@ class Session:
     base: dict[str, Any]
     """What run.json says of the network's beginning; empty where that is not known."""
     model: nn.Module
-    """The same as prepared: perhaps wrapped by `BlockAnswers` and DDP."""
+    """The same as prepared: perhaps wrapped by `BlockAnswers` or `HeadAnswers`, and DDP."""
     optimizer: AcceleratedOptimizer
     schedule: Scheduler
     loaders: dict[str, DataLoader]
@@ -70,6 +73,12 @@ class Session:
     curves: trackers.Curves
     watch: LossWatch
     pace: CheckpointPace
+    kept: Kept | None
+    """What --keep-heads keeps."""
+    earlier: list[EarlierTask]
+    """The earlier tasks, measured before the run."""
+    teacher: Teacher | None
+    """What the earlier heads are held to by --lwf."""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -100,14 +109,18 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     set_seed(config.seed)
     num_classes = networks.count_classes(config, sources['train'].classes)
     task = choose_task(config.multi_label, num_classes)
-    network, origin = networks.build_network(config, num_classes)
+    network, origin = networks.build_network(config, None if config.keep_heads else num_classes)
     base = {'base': networks.describe_base(config, network, origin)} if accelerator.is_main_process else {}
+    kept = copy_heads(config, network)
+    starts_afresh = networks.begin_classifier(config, network, sources['train'].classes, num_classes)
+    grow_first(config, network, starts_afresh)
+    attach_heads(kept, network)
     input_format = networks.input_format(network, config.img_size)
     networks.check_img_size(network, input_format.img_size)
     check_thaws(config, network, accelerator)
     check_growths(config, network, accelerator)
     groups = create_groups(config, network, config.regime)
-    learner = networks.BlockAnswers(network) if config.block_loss else network
+    learner = networks.wrap_answers(config, network)
     config = dataclasses.replace(
         config, memory_format=choose_memory_format(config, learner, input_format.img_size, accelerator)
     )
@@ -160,6 +173,9 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         curves=trackers.Curves(accelerator, order.update_size),
         watch=LossWatch(network, sources['train'], skips=config.nonfinite == 'skip'),
         pace=CheckpointPace(config.checkpoint_every),
+        kept=kept,
+        earlier=[],
+        teacher=None,
     )
     settle(session)
     return session
@@ -175,20 +191,49 @@ def settle(session: Session) -> None:
     def make_inputs() -> tuple[Tensor, ...]:
         return (session.normalize(pixels),) if session.features is None else session.features(pixels)
 
-    devices.settle_gradient_buckets(
-        session.accelerator, session.model, make_inputs, lambda output: objective(output, targets, 0.0, 1.0, task)
-    )
+    def loss_of(output: Any) -> Tensor:
+        kept = kept_answers(output).values()
+        return objective(output, targets, 0.0, 1.0, task) + sum(logits.float().square().mean() for logits in kept)
+
+    devices.settle_gradient_buckets(session.accelerator, session.model, make_inputs, loss_of)
 
 
 def resume(session: Session, folder: RunFolder) -> None:
     """Go on with a run, under the same options and on the same data, from its newest checkpoint."""
     folder.refuse_changes(describe_run(session.config, session.sources, len(session.order.indices)))
-    session.base = {name: value for name, value in folder.read_run().items() if name == 'base'}  # it began with that
+    facts = folder.read_run()
+    session.base = {name: value for name, value in facts.items() if name in ('base', 'earlier')}  # it began with that
+    session.earlier = [EarlierTask.from_dict(task) for task in facts.get('earlier', ())]
     session.progress = load_checkpoint(
         folder.state, session.accelerator, session.state, session.config, lambda epoch: grow(session, epoch)
     )
     if session.growing.passed or session.thawing.passed:
         follow_changes(session, is_bare=session.growing.passed > 0)
+
+
+def begin(session: Session, folder: RunFolder) -> None:
+    """Do what comes before the first epoch of a run that is not resumed: measure its earlier tasks, keep its start."""
+    config, accelerator, kept = session.config, session.accelerator, session.kept
+    if kept is None:
+        return
+    with torch.random.fork_rng():  # networks are built
+        start = networks.build_network(config, None)[0]
+        if config.lwf:
+            with shared_writing(accelerator, 'the run has not begun'):
+                if accelerator.is_main_process:
+                    folder.write_start(start)
+        session.earlier = measure_before(config, accelerator, kept, start)
+    session.base['earlier'] = [task.to_dict() for task in session.earlier]
+
+
+def find_teacher(session: Session, folder: RunFolder) -> None:
+    """Load what the earlier heads are held to, from the run's own folder: what it started from may have changed."""
+    config = session.config
+    if config.lwf:
+        assert session.kept is not None and config.memory_format is not None
+        name, memory_format = session.kept.copied.name, LAYOUTS[config.memory_format]
+        with torch.random.fork_rng():  # so that the run's dropout does not know of it
+            session.teacher = Teacher(folder.start, name, session.accelerator, memory_format)
 
 
 def change(session: Session) -> bool:

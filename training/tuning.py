@@ -71,8 +71,18 @@ def read_choices(path: Path) -> dict[str, MemoryFormat]:
 def describe_case(config: Config, img_size: int, accelerator: Accelerator) -> str:
     """All that the choice depends on."""
     parts = (
-        *(config.model, config.regime, f'{config.batch_size}x{img_size}', f'accumulate {config.grad_accum_steps}'),
-        *(f'block loss {bool(config.block_loss)}', f'compile {config.torchcompile}', accelerator.mixed_precision),
+        *(
+            ' '.join((config.model, *config.grow)),
+            config.regime,
+            f'{config.batch_size}x{img_size}',
+            f'accumulate {config.grad_accum_steps}',
+        ),
+        *(
+            f'block loss {bool(config.block_loss)}',
+            f'lwf {bool(config.lwf)}',
+            f'compile {config.torchcompile}',
+            accelerator.mixed_precision,
+        ),
         *(f'{torch.get_num_threads()} threads', device_name(accelerator.device), f'torch {torch.__version__}'),
     )
     return ', '.join(parts)

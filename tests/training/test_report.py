@@ -204,11 +204,11 @@ def test_a_picture_that_has_gone_leaves_its_place(tmp_path: Path) -> None:
 def test_a_report_is_current_until_another_epoch(tmp_path: Path) -> None:
     predictions = make_predictions(['ant', 'bee'])
     folder = make_folder(tmp_path, predictions.classes)
-    assert not folder.has_current_report()
+    assert not folder.has_current('report.html')
     write_report(folder, predictions, make_source(predictions))
-    assert folder.has_current_report()
+    assert folder.has_current('report.html')
     folder.write_metrics(json.loads(json.dumps(folder.read_metrics())))
-    assert not folder.has_current_report()
+    assert not folder.has_current('report.html')
 
 
 def test_interval_holds_its_share_of_the_truth() -> None:

@@ -109,6 +109,7 @@ def devnet(
     new_init: str = 'random',
     settled: int = 0,
     delta_of: dict[str, Any] | None = None,
+    heads: dict[str, Any] | None = None,
     pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -122,6 +123,7 @@ def devnet(
         new_init: As `timm_devnet.grow` has it.
         settled: What a saved network says of itself; see `create_grown`.
         delta_of: What a saved delta says of itself; see `create_grown`.
+        heads: What a saved network says of the heads that it keeps; see `create_grown`.
         pretrained_cfg: A cfg in place of the source's.
         **kwargs: timm's, and those of the source's constructor.
 
@@ -141,7 +143,7 @@ def devnet(
         kwargs.setdefault('out_indices', usual_levels(base))
     options = Options(scale_init, new_init)
     return create_grown(
-        'devnet', base, growth, options, pretrained, settled, delta_of, pretrained_cfg=pretrained_cfg, **kwargs
+        'devnet', base, growth, options, pretrained, settled, delta_of, heads, pretrained_cfg=pretrained_cfg, **kwargs
     )
 
 
