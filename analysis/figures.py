@@ -42,7 +42,7 @@ STYLE = {
     'figure.facecolor': CARD,
 }
 # Inches: the page is read on telephones too, where a picture must not shrink to nothing.
-WIDTH, HEIGHT = 4.6, 3.1
+WIDTH, HEIGHT = 4.2, 2.9
 DPI = 160
 
 
