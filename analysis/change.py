@@ -21,7 +21,7 @@ from training.report_parts import table, text, unfolding
 from .figures import COLORS, HEIGHT, MARKS, WIDTH, house_style, new_figure
 from .folder import AnalysisFolder
 from .movement import Movement, NormMovement, movement, norm_movement, unit_movements
-from .subject import Subject, Where, open_subject
+from .subject import Reading, Subject, open_subject
 
 OLD, EARLIER, NEW, CLASSIFIER = 'old', 'grown earlier', 'new', 'classifier'
 KINDS = (OLD, EARLIER, NEW, CLASSIFIER)
@@ -105,8 +105,8 @@ def _places(network: Any, trained: Sequence[str]) -> dict[str, int]:
     added = dict(network.added()) if isinstance(network, Grown) else {}
     for name in trained:
         if name not in places:
-            level = added[name.split('.')[1]].level if name.startswith('grown.') else ''
-            places[name] = levels.get(level, len(old))
+            beside = added[name.split('.')[1]].level if name.startswith('grown.') else ''
+            places[name] = levels.get(beside, len(old))
     return places
 
 
@@ -140,7 +140,7 @@ def _norm_change(network: Any, stem: str, before: dict[str, Tensor], after: dict
 # The analysis ---------------------------------------------------------------------------------------------------------
 
 
-def change(run: str, where: Where | None = None, output: Path | None = None) -> Path:
+def change(run: str, output: Path | None = None) -> Path:
     """Tell how far every layer of a run's best weights moved from what they were before the first update.
 
     Old units are compared with the base's; new units and the classifier with their first values, which the run's seed
@@ -148,7 +148,6 @@ def change(run: str, where: Where | None = None, output: Path | None = None) -> 
 
     Args:
         run: As `open_subject` takes it.
-        where: Only its threads count: no image is needed.
         output: Folder to write to (None: analysis/change in the run folder).
 
     Returns:
@@ -157,7 +156,7 @@ def change(run: str, where: Where | None = None, output: Path | None = None) -> 
     Raises:
         ValueError: The base cannot be had, or is another than the run's.
     """
-    subject = open_subject(run, where or Where())
+    subject = open_subject(run, Reading())
     start = subject.start()
     found = find_change(start, subject.network)
     folder = AnalysisFolder.of(subject, 'change', output)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 import timm_devnet
@@ -220,11 +222,11 @@ def draw_curves(curves: Mapping[str, Points]) -> Figure:
         figure, axes = new_figure()
         for number, (name, points) in enumerate(curves.items()):
             mark = MARKS[number % len(MARKS)] if len(points) <= 60 else None
-            style = dict(color=COLORS[number % len(COLORS)], linestyle=DASHES[number % len(DASHES)])
+            style: dict[str, Any] = dict(color=COLORS[number % len(COLORS)], linestyle=DASHES[number % len(DASHES)])
             axes.plot(*zip(*points, strict=True), label=name, marker=mark, markersize=4, **style)
         axes.set_xlabel('epoch')
         axes.set_ylabel('validation top-1 (%)')
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True, axis='y')
         figure.legend(loc='outside upper left', ncols=2)
     return figure
@@ -301,7 +303,7 @@ def draw_contributions(found: Cooperation) -> Figure:
         figure, axes = new_figure()
         for number, (block, sizes) in enumerate(zip(found.blocks, found.parts(found.contributions.size), strict=True)):
             ranked = sizes.sort(descending=True).values.tolist()
-            style = dict(color=COLORS[number % len(COLORS)], linestyle=DASHES[number % len(DASHES)])
+            style: dict[str, Any] = dict(color=COLORS[number % len(COLORS)], linestyle=DASHES[number % len(DASHES)])
             axes.plot(range(1, len(ranked) + 1), ranked, label=f'{block.name} ({block.kind})', **style)
         axes.set_xlabel('units, the greatest first')
         axes.set_ylabel('size of contribution')

@@ -85,6 +85,7 @@ def embed(
     run: str,
     beside: str | None = None,
     points: int = POINTS,
+    seed: int = 0,
     where: Where | None = None,
     output: Path | None = None,
 ) -> Path:
@@ -97,6 +98,7 @@ def embed(
         run: As `open_subject` takes it.
         beside: The same of a network that was fine-tuned without growing.
         points: Images at most; of more, so many are drawn by lot.
+        seed: Of the lots, and of t-SNE.
         where: Which images.
         output: Folder to write to (None: analysis/embed in the run folder).
 
@@ -113,7 +115,7 @@ def embed(
     where = where or Where()
     subject = open_subject(run, where)
     source = find_images(subject, where.split)
-    indices = draw(len(source.targets), points, where.seed)
+    indices = draw(len(source.targets), points, seed)
     found = find_features(subject, subject.start(), source, indices, is_start=True)
     if beside is not None:
         other = open_subject(beside, where)
@@ -124,7 +126,7 @@ def embed(
     targets = np.array([source.targets[index] for index in indices])
     if any(len(features) != len(targets) for features in found.values()):
         raise ValueError('some images could not be read, so points cannot be told apart: repair or remove them')
-    spaces = [measure(name, features, targets, where.seed) for name, features in found.items()]
+    spaces = [measure(name, features, targets, seed) for name, features in found.items()]
     folder = AnalysisFolder.of(subject, 'embed', output)
     write_tables(folder, spaces, targets, source, indices)
     sections = {'Pictures': show_pictures(folder, spaces, targets, source.classes), 'Numbers': show_spaces(spaces)}

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -15,12 +16,14 @@ from matplotlib.figure import Figure
 # The page's own colours in light, by the names of its style sheet; told apart by the colour-blind, with marks besides.
 INK, SOFT, RULE, CARD = '#1b1d21', '#5b616b', '#dcdee2', '#ffffff'
 COLORS = ('#1d5fbf', '#c2500b', '#1a7f4b', '#8a3ab9', '#8a6a00', '#b3266a')
+# Of points that are drawn as pixels, which the page cannot recolour: told from a light and from a dark ground.
+POINT_COLORS = ('#3b82e0', '#e0701f', '#2ca86a', '#a860d8', '#b8900a', '#d84a8c')
 PAGE_COLORS = {
     **{INK: '--ink', SOFT: '--soft', RULE: '--rule', CARD: '--card'},
     **{color: f'--c{number}' for number, color in enumerate(COLORS)},
 }
 MARKS = ('o', '^', 's', 'D', 'v', 'P', 'X', '*')
-STYLE = {
+STYLE: Any = {
     'svg.fonttype': 'none',
     'font.family': 'sans-serif',
     'font.size': 9.0,
@@ -61,7 +64,7 @@ def new_figure(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Ax
 
 def kind_of(number: int) -> tuple[str, str]:
     """The colour and the mark of the number-th of several kinds: no two of the first 48 have both in common."""
-    return COLORS[number % len(COLORS)], MARKS[number // len(COLORS) % len(MARKS)]
+    return POINT_COLORS[number % len(POINT_COLORS)], MARKS[number // len(POINT_COLORS) % len(MARKS)]
 
 
 def to_png(figure: Figure) -> bytes:

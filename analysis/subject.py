@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
@@ -35,7 +34,26 @@ UNREADABLE_RUN = (SafetensorError, OSError, RuntimeError, TypeError, KeyError)
 
 
 @dataclass(frozen=True)
-class Where:
+class Reading:
+    """How images are read."""
+
+    batch_size: int = 64
+    """Images shown at once."""
+    workers: int | None = None
+    """Processes that read images."""
+    threads: int | None = None
+    """CPU threads (None: all cores)."""
+
+    def applied(self, config: Config) -> Config:
+        """A run's configuration with these wishes, for evaluation in full precision."""
+        if self.batch_size < 1:
+            raise ValueError(f'--batch-size {self.batch_size} is out of range: it must be at least 1')
+        how: dict[str, Any] = {'batch_size': self.batch_size, 'workers': self.workers, 'threads': self.threads}
+        return dataclasses.replace(config, mixed_precision='no', torchcompile=None, **how)
+
+
+@dataclass(frozen=True)
+class Where(Reading):
     """Which images are shown, and how they are read; what is not given is as the run has it."""
 
     data_dir: str | None = None
@@ -44,31 +62,12 @@ class Where:
     """Name of the data set, if not the run's."""
     split: Split = 'val'
     """Which of the images."""
-    batch_size: int = 64
-    """Images shown at once."""
-    workers: int | None = None
-    """Processes that read images."""
-    threads: int | None = None
-    """CPU threads (None: all cores)."""
-    seed: int = 0
-    """Of what is drawn by lot."""
 
     def applied(self, config: Config) -> Config:
-        """A run's configuration with these wishes, for evaluation in full precision."""
-        if self.batch_size < 1:
-            raise ValueError(f'--batch-size {self.batch_size} is out of range: it must be at least 1')
-        data = {}
-        if self.data_dir is not None or self.dataset is not None:
-            data = {'data_dir': self.data_dir, 'dataset': self.dataset}
-        return dataclasses.replace(
-            config,
-            **data,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            threads=self.threads,
-            mixed_precision='no',
-            torchcompile=None,
-        )
+        config = super().applied(config)
+        if self.data_dir is None and self.dataset is None:
+            return config
+        return dataclasses.replace(config, data_dir=self.data_dir, dataset=self.dataset)
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class Subject:
         return rebuild_start(self).to(self.device).eval()
 
 
-def open_subject(what: str, where: Where) -> Subject:
+def open_subject(what: str, where: Reading) -> Subject:
     """Load a trained network.
 
     Args:
@@ -286,9 +285,3 @@ def show(
         pixels, targets, numbers = pixels[is_whole], targets[is_whole], numbers[is_whole]
         if len(targets):
             yield normalize(pixels.to(device)), targets.to(device), numbers
-
-
-def create_named(name: str) -> Any:
-    """A network by any name, without weights and without memory; to ask what it is like."""
-    registered, growth = timm_devnet.resolve_name(name)
-    return timm.create_model(registered, device='meta', **growth)

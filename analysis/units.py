@@ -130,7 +130,7 @@ def units(
     galleries.append(own)
     folder = AnalysisFolder.of(subject, 'units', output)
     write_tables(folder, galleries, chosen, source)
-    lots = chance([int(target) for target in source.targets], count, len(source.classes), where.seed)  # type: ignore[arg-type]
+    lots = chance([int(target) for target in source.targets], count, len(source.classes))  # type: ignore[arg-type]
     sections = {**show_sections(folder, galleries, chosen, source), 'Selectivity': show_selectivity(galleries, count)}
     subtitle = (
         f'The {count} images, of {len(source.targets)} ({where.split}), that most activate units of '

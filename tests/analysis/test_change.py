@@ -10,7 +10,6 @@ import torch
 
 import timm_devnet
 from analysis.change import CLASSIFIER, EARLIER, NEW, OLD, change, find_change, kind_of
-from analysis.subject import Where
 from tests.training.test_report import Page
 
 
@@ -60,7 +59,7 @@ def test_a_network_of_other_tensors_is_refused() -> None:
 
 
 def test_the_page_says_what_the_tables_say(grown_run: Path) -> None:
-    path = change(str(grown_run), Where(threads=1))
+    path = change(str(grown_run))
     page = Page(path)
     assert path == grown_run / 'analysis' / 'change' / 'index.html'
     with open(path.with_name('layers.csv')) as file:
