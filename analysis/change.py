@@ -147,16 +147,18 @@ def change(run: str, output: Path | None = None) -> Path:
     gives again. `layers.csv` has a row for each tensor, `units.csv` for each unit, `norms.csv` for each batch norm.
 
     Args:
-        run: As `open_subject` takes it.
+        run: A run folder of train.py, or its best/ or last/.
         output: Folder to write to (None: analysis/change in the run folder).
 
     Returns:
         The page.
 
     Raises:
-        ValueError: The base cannot be had, or is another than the run's.
+        ValueError: It is no run, or its base cannot be had or is another than the run's.
     """
     subject = open_subject(run, Reading())
+    if subject.run is None:
+        raise ValueError(f'{run} is no run folder, so nothing tells what it began with: give a run of train.py')
     start = subject.start()
     found = find_change(start, subject.network)
     folder = AnalysisFolder.of(subject, 'change', output)
@@ -400,8 +402,7 @@ def draw_norms(found: Change) -> Figure:
 
 def show_method(subject: Subject) -> str:
     """Say what the comparison stands on, and what could not be checked."""
-    if subject.run is None:
-        return '<p>There is no run folder, so the network is compared with what its name gives, untrained.</p>'
+    assert subject.run is not None, 'others are refused'
     facts = subject.run.read_run()
     base, then, now = facts.get('base'), facts['versions'].get('torch'), torch.__version__
     origin = (

@@ -165,7 +165,7 @@ def compare(
 
 
 def unique_names(answers: Sequence[Answers]) -> list[str]:
-    """Name the runs by their folders; with the folder above where two have one name, without an ending that all have."""
+    """Name the runs by their folders: with the one above where two have one name, without an ending that all have."""
     names = [run.name for run in answers]
     if len({*names}) < len(names):
         return [f'{run.run.path.resolve().parent.name}-{run.name}' for run in answers]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 import timm_devnet
@@ -220,12 +221,17 @@ def rebuild_base(subject: Subject) -> Any:
     config = dataclasses.replace(subject.config, grow=(), num_classes=None, drop=None, block_loss=None)
     if not config.pretrained:
         raise ValueError(f'{subject.name} began with random numbers: there is no base to look at')
-    network = subject.network
-    if isinstance(network, Grown) and network.settled == 0:
-        tag = network.pretrained_cfg.get('tag')
-        name = '.'.join(filter(None, (str(network.base_name), tag)))
+    network, began_elsewhere = subject.network, ':' in config.model or Path(config.model).is_dir()
+    if subject.run is None or (isinstance(network, Grown) and not began_elsewhere):
+        cfg = network.pretrained_cfg
+        name = str(getattr(network, 'base_name', None) or cfg['architecture'])
+        known = get_pretrained_cfg(name)
+        if cfg.get('tag') and (known is None or known.tag != cfg['tag']):  # packages have weights of names without one
+            name = f'{name}.{cfg["tag"]}'
         config = dataclasses.replace(config, model=name, scale_init=None, new_init=None)
-    base, _ = networks.build_network(config, None)
+    base, origin = networks.build_network(config, None)
+    if subject.run is not None:
+        check_base(subject, base, origin)
     return base.to(subject.device).eval()
 
 

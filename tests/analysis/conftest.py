@@ -36,7 +36,7 @@ def train_run(tmp_path_factory: pytest.TempPathFactory) -> Train:
                 experiment=f'run{len(made)}',
                 tracker='none',
             )
-            made[key] = Path(train.main(dataclasses.replace(config, **options))['run'])  # type: ignore[arg-type]
+            made[key] = Path(train.main(dataclasses.replace(config, **options))['run'])
         return made[key]
 
     return make

@@ -4,11 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from analysis.subject import Where, find_images, open_subject, show
+import timm_devnet
+from analysis.subject import Where, find_images, open_subject, rebuild_base, show
 from tests.analysis.conftest import Train
 from training.run_folder import RunFolder
 from training.session import prepare
@@ -83,3 +85,13 @@ def test_a_name_needs_images(grown_run: Path) -> None:
 def test_what_is_no_network_is_told_in_a_line() -> None:
     with pytest.raises(ValueError, match='no_such_network'):
         open_subject('no_such_network', THREAD)
+
+
+def test_the_base_of_a_grown_network_has_its_own_classifier(grown_run: Path, lite_weights: Path) -> None:
+    network = timm_devnet.grow(timm.create_model('tf_efficientnet_lite0', num_classes=3), 'wa16')
+    subject = dataclasses.replace(open_subject(str(grown_run), THREAD), run=None, network=network)
+    config = dataclasses.replace(subject.config, pretrained=True, img_size=None)
+    base = rebuild_base(dataclasses.replace(subject, config=config))
+    weights = timm_devnet.convert_lite(timm.models.load_state_dict(str(lite_weights)))
+    assert torch.equal(base.conv_head.weight, weights['conv_head.weight'])
+    assert torch.equal(base.classifier.weight, weights['classifier.weight'])
