@@ -239,6 +239,9 @@ def draw_all(spaces: list[Space], targets: np.ndarray, classes: list[str], shown
     """All pictures side by side, with one legend."""
     with house_style():
         figure = Figure(figsize=(HEIGHT * len(spaces) * 0.8, HEIGHT), layout='constrained')
+        figure.set_layout_engine(
+            'constrained', wspace=0.08
+        )  # else the groups of one picture lie beside those of the next
         for axes, space in zip(np.atleast_1d(figure.subplots(1, len(spaces))), spaces, strict=True):
             scatter(axes, space, targets, classes, shown)
             axes.set_title(f'{space.name}, {space.neighbours:.1f} %')

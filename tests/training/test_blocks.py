@@ -58,3 +58,14 @@ def test_a_run_measures_each_block_alone(config: Config, changes: dict) -> None:
 def test_a_network_of_one_block_has_no_such_columns(config: Config) -> None:
     run = train.main(dataclasses.replace(config, model='test_efficientnet_norm', epochs=1, report=False))['run']
     assert not [name for name in RunFolder(Path(run)).read_metrics()[0] if name.startswith('top1_')]
+
+
+def test_with_several_labels_blocks_are_measured_by_their_average_precision(
+    labelled_folder: Path, config: Config
+) -> None:
+    config = dataclasses.replace(
+        config, model='test_efficientnet_wa16', data_dir=str(labelled_folder), multi_label=True, epochs=1, report=False
+    )
+    [row] = metrics(train.main(config)['run'])
+    assert [name for name in row if name.startswith('map_')] == ['map_conv_head', 'map_conv_head_1']
+    assert all(0 < float(row[name]) <= 100 for name in row if name.startswith('map_'))
