@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from training import devices, earlier, evaluation, networks, sharding, trackers
-from training.blocks import BlockNorms, block_scales
+from training.blocks import BlockNorms, BlockVoices, block_scales
 from training.config import Config
 from training.data import is_readable
 from training.distillation import distil, heads_of
@@ -218,9 +218,9 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine, inter
     if (progress.epoch + 1) % config.eval_every == 0 or progress.epoch + 1 == session.epochs:
         batches = interruption.stoppable(session.loaders['val'], accelerator)
         model = session.model if session.ema is None else session.ema.module
-        with BlockNorms(session.evaluated) as norms:
+        with BlockNorms(session.evaluated) as norms, BlockVoices(session.evaluated) as voices:
             bad_images, task = session.bad_images['val'], session.task
-            val_metrics = evaluate(accelerator, model, batches, bad_images, session.inputs, norms, task)
+            val_metrics = evaluate(accelerator, model, batches, bad_images, session.inputs, norms, voices, task)
         if config.bad_images == 'stop':
             session.bad_images['val'].refuse(accelerator)
     classes = session.sources['train'].classes
@@ -230,12 +230,12 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine, inter
     images = session.order.updates * session.order.update_size
     rates = {f'lr_{name}': rate for name, rate in trackers.group_rates(session.schedule, session.step).items()}
     scales = {f'scale_{name}': scale for name, scale in block_scales(session.network).items()}
-    norms_of_blocks = {name: value for name, value in val_metrics.items() if name.startswith('norm_')}
+    of_blocks = {name: value for name, value in val_metrics.items() if name not in session.task.measured}
     row = progress.finish_epoch(
         {name: train_metrics[name] for name in session.tally.told},
         {name: val_metrics.get(name) for name in session.task.measured},
         images,
-        {**rates, **norms_of_blocks, **scales},
+        {**rates, **of_blocks, **scales},
     )
     session.curves.add_epoch(session.step, row)
     session.tally = session.task.training_tally(accelerator.device)

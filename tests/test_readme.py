@@ -12,8 +12,10 @@ import pytest
 import timm
 import tyro
 
+import analyze
 import benchmark
 import timm_devnet
+from analysis.subject import Where
 from hub import __main__ as hub_commands
 from tests.__main__ import CHECKS
 from training.config import Config
@@ -128,6 +130,10 @@ def check_script(arguments: list[str]) -> None:
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as printed:
             tyro.cli(Config, args=options).resolved().validate()
         assert ('--regime' in printed.getvalue()) == (options == ['--help'])
+    elif script == 'analyze.py':
+        known = inspect.signature(analyze.COMMANDS[options[0]]).parameters if options != ['--help'] else {}
+        offered = {*known, *vars(Where()), 'help'}
+        assert {flag[2:].replace('-', '_') for flag in options if flag.startswith('--')} <= offered
     elif script == 'benchmark.py':
         known = inspect.signature(benchmark.COMMANDS[options[0]]).parameters
         assert {flag[2:].replace('-', '_') for flag in options if flag.startswith('--')} <= known.keys()

@@ -1,4 +1,4 @@
-"""The blocks of a grown network, old and new, seen from outside: what they are, how large their activations are."""
+"""The blocks of a grown network, old and new, seen from outside: what they are, how large, and what each says alone."""
 
 from __future__ import annotations
 
@@ -99,3 +99,38 @@ class BlockNorms:
     def _note(self, name: str, block: Tensor) -> None:
         norms = torch.linalg.vector_norm(block.detach().float(), dim=1)
         self.found[name] = norms.reshape(len(norms), -1).mean(1)
+
+
+class BlockVoices:
+    """Hears, while it is entered, what each block of a grown network says alone of every batch that the network sees.
+
+    It costs one small matrix product a batch, since the classifier's input is at hand.
+
+    Args:
+        network: As timm made it. One of fewer than two blocks has none to hear; a compiled one may leave out what
+            is asked here.
+    """
+
+    def __init__(self, network: Any):
+        self.network = network
+        names = timm_devnet.block_names(network)
+        self.names = names if len(names) > 1 else []
+        self.found: list[Tensor] = []
+        self.handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> BlockVoices:
+        if self.names:
+            self.handles = [self.network.get_classifier().register_forward_pre_hook(self._note)]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def take(self) -> list[Tensor]:
+        """Give the blocks' logits for the last batch, (N, classes) each in the order of `names`; none if unheard."""
+        found, self.found = self.found, []
+        return found
+
+    def _note(self, classifier: nn.Module, inputs: Any) -> None:
+        self.found = [logits.float() for logits in timm_devnet.block_logits(self.network, inputs[0].detach())]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from .blocks import BlockNorms
+from .blocks import BlockNorms, BlockVoices
 from .data import UNREADABLE, is_readable
 from .sources import Source
 
@@ -149,6 +149,7 @@ def evaluate(
     bad_images: BadImages,
     inputs_of: Callable[[Any], tuple[Tensor, ...]],
     block_norms: BlockNorms,
+    block_voices: BlockVoices,
     task: Task,
 ) -> dict[str, float]:
     """Measure a network over all readable images.
@@ -160,26 +161,39 @@ def evaluate(
         bad_images: Takes note of unreadable ones.
         inputs_of: Makes what the network reads of a batch.
         block_norms: Sees the blocks' activations.
+        block_voices: Hears what each block says alone.
         task: Says what is measured.
 
     Returns:
-        What the task measures, as in `Task.measured`, and norm_NAME for each block whose activations `block_norms` saw.
+        What the task measures, as in `Task.measured`; norm_NAME for each block whose activations `block_norms` saw;
+        and for each block that `block_voices` heard, what it would reach alone: top1_NAME or map_NAME.
     """
     model.eval()
-    tally = task.evaluation_tally(accelerator.device)
+    tally, *alone = (task.evaluation_tally(accelerator.device) for _ in range(1 + len(block_voices.names)))
     norm_sums = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     for batch, targets, indices in batches:
         with accelerator.autocast():  # a moving average of the weights is no prepared network
             logits, _ = split_output(model(*inputs_of(batch)))
-        norms = block_norms.take()
+        norms, voices = block_norms.take(), block_voices.take()
         # Processes pad the last batch by repeating images; this drops the repetitions.
         logits, targets, indices, *found = accelerator.gather_for_metrics(
-            (logits.float(), targets, indices, *([] if norms is None else [norms]))
+            (logits.float(), targets, indices, *voices, *([] if norms is None else [norms]))
         )
         bad_images.add(targets, indices)
         tally.add(task.loss(logits, targets), logits, targets)
-        for norms in found:
+        for block, logits in zip(alone, found[: len(voices)], strict=False):
+            block.add(task.loss(logits, targets), logits, targets)
+        for norms in found[len(voices) :]:
             norm_sums = norm_sums + (norms.double() * is_readable(targets)[:, None]).sum(0)
     count = tally.sums[-1].clamp(min=1)
     means = (norm_sums / count).tolist() if norm_sums.ndim else []
-    return {**tally.read(), **{f'norm_{name}': mean for name, mean in zip(block_norms.names, means, strict=False)}}
+    reached = {
+        name: block.read()[task.results[0]]
+        for name, block in zip(block_voices.names, alone, strict=True)
+        if block.sums[-1]
+    }
+    return {
+        **tally.read(),
+        **{f'norm_{name}': mean for name, mean in zip(block_norms.names, means, strict=False)},
+        **{f'{task.results[0]}_{name}': value for name, value in reached.items()},
+    }

@@ -58,7 +58,7 @@ class Progress:
             train: Means over the epoch, by name.
             val: Of the evaluation; None for what was not measured.
             images: Trained on in the epoch.
-            further: Columns to add: learning rates, norms of blocks, their scales.
+            further: Columns to add: learning rates, norms of blocks, what each reaches alone, their scales.
 
         Returns:
             The epoch's row of metrics.csv; None stands for what was not measured.

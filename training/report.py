@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from string import Template
 from types import ModuleType
 from typing import Any
 
@@ -15,13 +13,13 @@ from .config import Config
 from .earlier import EarlierTask, backward_transfer, forgetting
 from .label_predictions import LabelPredictions
 from .measures import WORDS, measure_of
+from .page import fill_page, show_numbers
 from .predictions import Predictions, printable
 from .progress import best_row
 from .report_parts import bar, percent, table, text
 from .run_folder import RunFolder
 from .sources import Source
 
-PAGE = Path(__file__).with_name('report_page.html')
 Row = dict[str, float | None]
 
 
@@ -42,20 +40,9 @@ def write_report(folder: RunFolder, predictions: Predictions | LabelPredictions,
         **answers.sections(predictions, source),
         'How it was made': show_origin(facts, predictions),
     }
-    sections = {name: body for name, body in sections.items() if body}
-    places = {name: name.lower().replace(' ', '-') for name in sections}
-    folder.write_report(
-        Template(PAGE.read_text(encoding='utf-8')).substitute(
-            title=text(folder.path.resolve().name),
-            subtitle=show_subtitle(facts),
-            links=''.join(f'<li><a href="#{places[name]}">{name}</a></li>' for name in sections),
-            body=show_headline(predictions, history, answers)
-            + ''.join(
-                f'<section aria-labelledby="{places[name]}"><h2 id="{places[name]}">{name}</h2>{body}</section>\n'
-                for name, body in sections.items()
-            ),
-        )
-    )
+    headline = show_headline(predictions, history, answers)
+    title = folder.path.resolve().name
+    folder.write_report(fill_page(title, show_subtitle(facts), headline, sections, writer='train.py'))
 
 
 def show_subtitle(facts: dict[str, Any]) -> str:
@@ -85,8 +72,7 @@ def show_headline(predictions: Predictions | LabelPredictions, history: list[Row
     ]
     if len(predictions.unreadable):
         entries.append(('Unreadable', str(len(predictions.unreadable)), 'images left out'))
-    cells = ''.join(f'<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>' for name, value, note in entries)
-    return f'<section aria-label="Results of the best weights"><dl class="numbers">{cells}</dl></section>\n'
+    return show_numbers('Results of the best weights', entries)
 
 
 def duration(seconds: float) -> str:
@@ -121,6 +107,7 @@ def show_curves(history: list[Row]) -> str:
             {'training': line(f'train_{measure.name}'), 'validation': line(measure.column)},
         ),
         line_chart('Learning rate', 'of each group', lines('lr_'), is_log=True),
+        line_chart(f'{measure.title} of each block alone', '%, validation', lines(f'{measure.name}_')),
         line_chart('Norms of blocks', 'mean L2 norm of activations before reconciliation', lines('norm_')),
         line_chart('Scales of blocks', 'root mean square over channels', lines('scale_')),
         line_chart('Speed', 'images/s in training, reading included', {'training': line('images_per_s')}),

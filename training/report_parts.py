@@ -66,20 +66,25 @@ def bar(value: float) -> str:
 
 
 def unfolding(
-    captions: Sequence[str], head: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int]
+    captions: Sequence[str],
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numeric: Sequence[int],
+    noun: str = 'classes',
 ) -> str:
     """Make a table of which only the first rows are shown at once.
 
     Args:
         captions: Of the table if all of it is shown; of its first rows else.
         head, rows, numeric: As for `table`.
+        noun: What the rows are.
     """
     if len(rows) <= SHOWN_CLASSES + 5:
         return table(captions[0], head, rows, numeric) if rows else ''
-    rest = table('The other classes', head, rows[SHOWN_CLASSES:], numeric)
+    rest = table(f'The other {noun}', head, rows[SHOWN_CLASSES:], numeric)
     return (
         table(captions[1], head, rows[:SHOWN_CLASSES], numeric)
-        + f'<details><summary>The other {len(rows) - SHOWN_CLASSES} classes</summary>{rest}</details>'
+        + f'<details><summary>The other {len(rows) - SHOWN_CLASSES} {noun}</summary>{rest}</details>'
     )
 
 
