@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import timm_devnet
 from timm_devnet import delta
+from timm_devnet.grown import Grown
 from timm_devnet.outline import run_on_meta
 from timm_devnet.packages import PACKAGE_LICENSE, lite_package, packaged_weights
 
@@ -92,12 +94,44 @@ def build_network(config: Config, num_classes: int | None) -> tuple[nn.Module, s
     model.pretrained_cfg.pop('state_dict', None)
     # A network that came as a delta is whole now, and so are the checkpoints of the run.
     getattr(model, '_model_args', {}).pop('delta_of', None)
-    if config.block_loss and not timm_devnet.block_names(model):
+    if config.block_loss and not timm_devnet.block_names(model) and not config.first_growths():
         raise ValueError(
             f'--block-loss {config.block_loss} needs a grown network: {config.model} has no blocks (leave it out, or '
             'grow one, as in tf_efficientnet_lite0_mwa512)'
         )
     return model, origin
+
+
+def begin_classifier(config: Config, network: Any, classes: Sequence[str]) -> bool:
+    """Give a network that was just built a random classifier, if its own is for as many classes of other names.
+
+    Args:
+        config: Of the run.
+        network: As `build_network` gave it.
+        classes: Of the data.
+
+    Returns:
+        Whether its classifier is random although its weights are not.
+    """
+    if not config.pretrained or (config.pretrained_path is not None and isinstance(network, Grown)):
+        return False  # nothing tells whether a grown network has taken the classifier of a file
+    saved, count = saved_names(network), network.num_classes
+    if network.pretrained_cfg.get('num_classes') != count:
+        return True
+    if not saved or saved[: len(classes)] == list(classes):
+        return False
+    network.reset_classifier(count)
+    if isinstance(network, Grown):
+        network.init_classifier()
+    return True
+
+
+def saved_names(network: Any) -> list[str]:
+    """List the names of a network's outputs that were saved with it; none where there are none."""
+    saved = network.pretrained_cfg.get('label_names') or []
+    if isinstance(saved, dict):
+        saved = [saved[key] for key in sorted(saved, key=int)]
+    return [str(name) for name in saved]
 
 
 def has_one_size(name: str) -> bool:
