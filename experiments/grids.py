@@ -71,7 +71,8 @@ class Grid:
 class Setting:
     """What a grid is made from."""
 
-    base: Base
+    bases: Mapping[str, Base]
+    """The base network with the classes of each task, by the task's name."""
     recipe: Recipe
     targets: tuple[Target, ...]
     figures: Figures
@@ -84,6 +85,15 @@ class Setting:
     source: Target | None = None
     """The task that was learnt first; None for the base's pretrained weights."""
     is_small: bool = False
+
+    @property
+    def base(self) -> Base:
+        """The base network, with the classes of the first task."""
+        return next(iter(self.bases.values()))
+
+    def methods_for(self, task: Target, default: Sequence[str]) -> dict[str, Method]:
+        """Take those methods that are wanted, as they are for the classes of a task."""
+        return self.chosen(methods_of(self.bases[task.name]), default)
 
     def figure(self, row: str, column: str) -> float | None:
         """The paper's figure, where it has one."""
@@ -139,7 +149,7 @@ def note_regimes(setting: Setting) -> str:
 
 def table1(setting: Setting) -> Grid:
     """Methods by what learns."""
-    methods = setting.chosen(methods_of(setting.base), DEFAULT)
+    methods = setting.methods_for(setting.targets[0], DEFAULT)
     cells = by_regime(setting, methods, setting.chosen_regimes())
     return Grid(f'Methods and regimes on {setting.targets[0].name}', cells, notes=(note_regimes(setting),))
 
@@ -168,7 +178,9 @@ def table2(setting: Setting) -> Grid:
         setting.chosen(known, tuple(known)),
         setting.chosen_regimes(('New', 'All') if setting.is_small else REGIMES),
     )
-    note = "Sizes are the paper's times the network's usual wa over 2048; published figures stand beside the paper's own"
+    note = (
+        "Sizes are the paper's times the network's usual wa over 2048; published figures stand beside the paper's own"
+    )
     return Grid(f'Numbers of new units on {setting.targets[0].name}', cells, notes=(note, note_regimes(setting)))
 
 
@@ -203,9 +215,9 @@ def table3(setting: Setting) -> Grid:
 
 def table5(setting: Setting) -> Grid:
     """Methods on several targets, all layers learning."""
-    methods = setting.chosen(methods_of(setting.base), TABLE5)
     cells = []
-    for seed, target, (name, method) in itertools.product(range(setting.seeds), setting.targets, methods.items()):
+    tasks = [(task, method) for task in setting.targets for method in setting.methods_for(task, TABLE5).items()]
+    for seed, (target, (name, method)) in itertools.product(range(setting.seeds), tasks):
         recipe = setting.recipe.at(target, 'all', seed, f'{name}_{target.name}_seed{seed}')
         figure = setting.figure(method.published, target.name)
         cells.append(Cell(method.label, target.name, configure(method, setting.base, recipe), published=figure))

@@ -29,10 +29,21 @@ class Recipe:
     """Their options; output is the folder of the table."""
     views: int | None = None
     """In regimes that freeze the trunk: augmented views of each image whose features are kept."""
-    source_epochs: int | None = None
-    """Passes over a source task that is learnt first (None: as over the target)."""
+    source_epochs: int = 0
+    """Passes over a source task that is learnt first (0: as over the target)."""
 
-    def at(self, target: Target, regime: str, seed: int, name: str, is_source: bool = False, times: int = 1) -> Config:
+    @property
+    def epochs(self) -> int:
+        """Passes over the target."""
+        assert self.config.epochs is not None, 'recipes state their epochs'
+        return self.config.epochs
+
+    @property
+    def first_epochs(self) -> int:
+        """Passes over the source task."""
+        return self.source_epochs or self.epochs
+
+    def at(self, target: Target, regime: str, seed: int, name: str, epochs: int | None = None) -> Config:
         """Give the options of one cell, but for its network.
 
         Args:
@@ -40,19 +51,17 @@ class Recipe:
             regime: What learns, by the network's own name.
             seed: Of everything random.
             name: Of its run folder.
-            is_source: Whether it learns the source task.
-            times: How often the usual number of epochs it trains.
+            epochs: Passes over the images (None: as over every target).
         """
-        usual = self.source_epochs if is_source and self.source_epochs else self.config.epochs
-        assert usual is not None, 'recipes state their epochs'
+        epochs = epochs or self.epochs
         return dataclasses.replace(
             self.config,
             **target.options,
             regime=regime,
             seed=seed,
             experiment=name,
-            epochs=usual * times,
-            eval_every=usual * times,
+            epochs=epochs,
+            eval_every=epochs,
             cache_features=None if regime == 'all' else self.views,
         )
 
@@ -68,4 +77,4 @@ def make_recipe(is_small: bool, output: str, source_epochs: int | None, options:
     """
     wishes = {name: value for name, value in options.items() if value is not None}
     config = dataclasses.replace(SMALL if is_small else PAPER, **ALWAYS, output=output)
-    return Recipe(dataclasses.replace(config, **wishes), SMALL_VIEWS if is_small else None, source_epochs)
+    return Recipe(dataclasses.replace(config, **wishes), SMALL_VIEWS if is_small else None, source_epochs or 0)
