@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import platform
@@ -241,11 +242,13 @@ def make_grid(request: Request) -> tuple[Setting, Grid]:
         source=source,
         is_small=request.small,
     )
+    is_papers = not request.small and request.base.partition('.')[0] in (FULL_BASE, 'vgg16')
     if request.table != 'table8':
-        return setting, GRIDS[request.table](setting)
+        return setting, dataclasses.replace(GRIDS[request.table](setting), is_comparable=is_papers)
     others = request.other_models if request.other_models is not None else () if request.small else ('vgg16',)
     further: dict[str, Base] = {name: describe_base(name, targets[-1].classes) for name in others}
-    return setting, chains.table8(setting, further, request.other_weights)
+    grid = chains.table8(setting, further, request.other_weights)
+    return setting, dataclasses.replace(grid, is_comparable=is_papers)
 
 
 def describe_table(request: Request, setting: Setting) -> list[str]:
