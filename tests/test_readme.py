@@ -14,6 +14,7 @@ import tyro
 
 import analyze
 import benchmark
+import reproduce
 import timm_devnet
 from analysis.subject import Where
 from hub import __main__ as hub_commands
@@ -134,6 +135,9 @@ def check_script(arguments: list[str]) -> None:
         known = inspect.signature(analyze.COMMANDS[options[0]]).parameters if options != ['--help'] else {}
         offered = {*known, *vars(Where()), 'help'}
         assert {flag[2:].replace('-', '_') for flag in options if flag.startswith('--')} <= offered
+    elif script == 'reproduce.py':
+        if options != ['--help']:
+            tyro.cli(reproduce.Request, args=options).validate()
     elif script == 'benchmark.py':
         known = inspect.signature(benchmark.COMMANDS[options[0]]).parameters
         assert {flag[2:].replace('-', '_') for flag in options if flag.startswith('--')} <= known.keys()

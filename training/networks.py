@@ -23,8 +23,9 @@ from timm_devnet.grown import Grown
 from timm_devnet.layers import gather
 from timm_devnet.outline import run_on_meta
 from timm_devnet.packages import PACKAGE_LICENSE, lite_package, packaged_weights
+from timm_devnet.registration import is_grown_name
 
-from .config import LOCAL, Config
+from .config import LOCAL, Config, growths_of
 from .data import InputFormat
 
 # What a file raises that is no file of tensors, or a pickle with code in it.
@@ -88,10 +89,11 @@ def build_network(config: Config, num_classes: int | None) -> tuple[nn.Module, s
         options['img_size'] = config.img_size
     if config.drop is not None:
         options['drop_rate'] = config.drop
-    if config.scale_init is not None:
-        options['scale_init'] = 0.0 if config.scale_init == 'off' else config.scale_init
-    if config.new_init is not None:
-        options['new_init'] = config.new_init
+    if not (config.grow and is_plain(name)):  # else they are for what it grows by
+        if config.scale_init is not None:
+            options['scale_init'] = 0.0 if config.scale_init == 'off' else config.scale_init
+        if config.new_init is not None:
+            options['new_init'] = config.new_init
     overlay, origin = find_weights(config)
     try:
         model: Any = timm.create_model(
@@ -159,6 +161,13 @@ def saved_names(network: Any) -> list[str]:
     if isinstance(saved, dict):
         saved = [saved[key] for key in sorted(saved, key=int)]
     return [str(name) for name in saved]
+
+
+def is_plain(name: str) -> bool:
+    """Whether a network is known not to have grown, by its name or the configuration beside its weights."""
+    if name.startswith(LOCAL):
+        return not growths_of(name)
+    return ':' not in name and not is_grown_name(name.partition('.')[0])
 
 
 def has_one_size(name: str) -> bool:
@@ -288,10 +297,17 @@ def count_classes(config: Config, classes: list[str]) -> int:
 
 def describe(config: Config, model: nn.Module, regime: str) -> str:
     """Say in a line what learns."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    count = count_parameters(model)
+    learning, total = count['learning'], count['all']
     grown = f' grown by {vars(model)["growth"]}' if config.grow and 'growth' in vars(model) else ''
     return f'{config.model}{grown}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {regime})'
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Count all parameters, and those that learn."""
+    parameters = list(model.parameters())
+    learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return {'learning': learning, 'all': sum(parameter.numel() for parameter in parameters)}
 
 
 def input_format(model: nn.Module, img_size: int | None) -> InputFormat:

@@ -1,4 +1,4 @@
-"""Further sets of images to measure growths on, made of what comes with packages; every one is the same each time."""
+"""Sets of images to measure growths on, made of what comes with packages; every one is the same each time."""
 
 from __future__ import annotations
 
@@ -142,3 +142,12 @@ SETS: dict[str, Callable[[], Iterator[Example]]] = {
     'scenes': scenes,
 }
 """What each name makes."""
+
+SIZES = {
+    'photographs': (len(PHOTOGRAPHS), len(PHOTOGRAPHS) * PATCHES['val']),
+    'materials': (len(MATERIALS), len(MATERIALS) * PATCHES['val']),
+    'cells': (4, 525),
+    'small-digits': (10, 797),
+    'scenes': (10, 1000),
+}
+"""Classes and validation images of each, known before it is made."""
