@@ -185,6 +185,8 @@ def train_batch(session: Session, number: int, batch: Any, targets: Tensor, indi
         if accelerator.sync_gradients and watch.leaves_out(accelerator):
             progress.skipped += 1
         else:
+            if accelerator.sync_gradients and session.start is not None:
+                session.start.pull(accelerator.scaler)
             if accelerator.sync_gradients and config.clip_grad is not None:
                 accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
             optimizer.step()

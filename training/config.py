@@ -73,6 +73,8 @@ class Config:
     """Train on every class equally often, however many images it has."""
     labels_per_class: int | None = None
     """Train on this many images of each class, chosen by --seed (None: on all of them)."""
+    label_share: float | None = None
+    """Train on this part of the images of each class, at least one of each, chosen by --seed (None: on all of them)."""
     bad_images: Literal['stop', 'skip'] = 'stop'
     """At an unreadable image: stop with its name, or skip it and list it in the run folder's bad_images.txt."""
     cache_images: bool = False
@@ -160,6 +162,9 @@ class Config:
     """Betas of the optimizer (None: its own)."""
     weight_decay: float = 5e-4
     """Weight decay."""
+    l2_sp: float | None = None
+    """L2-SP: pull all pretrained parameters that learn to where they started, with this weight, and do not decay them;
+    --weight-decay is for what is new (None: it is for both)."""
     sched: Literal['step', 'cosine', 'tanh', 'none'] = 'step'
     """How the rate falls over the run; it follows updates, not epochs. none: it does not, after the warm-up."""
     decay_epochs: float | None = None
@@ -217,7 +222,8 @@ class Config:
     """CPU threads of each process (None: all cores, shared among this machine's processes; a launcher's own
     OMP_NUM_THREADS=1 is not taken for your wish, so say 1 here if you mean 1)."""
     seed: int = 42
-    """Of the new weights, the order of the images, their augmentation, dropout and --labels-per-class."""
+    """Of the new weights, the order of the images, their augmentation, dropout, and which images --labels-per-class or
+    --label-share choose."""
 
     # Run
     output: str = 'output/train'
@@ -281,7 +287,9 @@ class Config:
             self._require(name, lambda value: value >= 1, 'at least 1')
         for name in ('lr', 'new_lr_mult', 'decay_rate', 'decay_epochs', 'clip_grad'):
             self._require(name, lambda value: value > 0, 'above 0')
-        at_least_zero = 'weight_decay min_lr warmup_epochs block_loss workers seed color_jitter mixup cutmix opt_eps'
+        at_least_zero = (
+            'weight_decay l2_sp min_lr warmup_epochs block_loss workers seed color_jitter mixup cutmix opt_eps'
+        )
         for name in (*at_least_zero.split(), 'mixup_off_epoch'):
             self._require(name, lambda value: value >= 0, 'at least 0')
         for name in ('momentum', 'smoothing', 'drop', 'model_ema_decay'):
@@ -290,7 +298,8 @@ class Config:
             self._require(name, lambda value: 0 <= value <= 1, 'between 0 and 1')
         for name in ('scale', 'ratio'):
             self._require(name, lambda value: 0 < value[0] <= value[1], 'two numbers above 0, the lesser first')
-        self._require('layer_decay', lambda value: 0 < value <= 1, 'above 0 and at most 1')
+        for name in ('layer_decay', 'label_share'):
+            self._require(name, lambda value: 0 < value <= 1, 'above 0 and at most 1')
         self._require('checkpoint_every', CHECKPOINT_EVERY.fullmatch, 'updates (500), seconds (600s), or epoch')
         self._require('scale_init', lambda value: value == 'off' or value > 0, 'above 0, or off')
         if self.val_share is not None and not 0 < self.val_share < 1:
@@ -315,6 +324,7 @@ class Config:
             near = difflib.get_close_matches(self.opt, known) or ['momentum', 'sgd', 'adamw']
             raise ValueError(f'--opt {self.opt} is not an optimizer of timm; near it: {", ".join(near)}')
         self._validate_task()
+        self._validate_old_layers()
         self._validate_optimizer()
         self._validate_augmentation()
         self._validate_thaws()
@@ -327,6 +337,11 @@ class Config:
                 f'--labels {self.labels} is the list of labels of a folder: give --multi-label and --data-dir, or '
                 'leave it out'
             )
+        if self.labels_per_class is not None and self.label_share is not None:
+            raise ValueError(
+                f'--labels-per-class {self.labels_per_class} and --label-share {self.label_share} both choose images: '
+                'give one of them'
+            )
         if not self.multi_label:
             return
         if self.dataset and self.dataset.partition('/')[0].lower() not in ('hfds', 'hfids'):
@@ -334,10 +349,19 @@ class Config:
                 f'--multi-label: --dataset {self.dataset} gives each image one class; give --data-dir FOLDER with a '
                 'list of labels, hfds/NAME or hfids/NAME'
             )
-        given = [name for name in ('balanced', 'labels_per_class') if getattr(self, name)]
+        given = [name for name in ('balanced', 'labels_per_class', 'label_share') if getattr(self, name)]
         if given:
             flags = ', '.join(f'--{name.replace("_", "-")}' for name in given)
             raise ValueError(f'--multi-label: images belong to no single class, so leave out {flags}')
+
+    def _validate_old_layers(self) -> None:
+        """Refuse a pull to where there is no start, or of what does not move."""
+        if self.l2_sp is not None and not self.pretrained:
+            raise ValueError(
+                f'--l2-sp {self.l2_sp} pulls to pretrained weights and --no-pretrained leaves none: drop one'
+            )
+        if self.l2_sp is not None and self.regime == 'new' and not self.thaw:
+            raise ValueError(f'--l2-sp {self.l2_sp}: in regime new no pretrained layer learns: leave it out')
 
     def _validate_optimizer(self) -> None:
         """Refuse arguments that the optimizer does not take."""

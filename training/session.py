@@ -24,6 +24,7 @@ from .faults import Fault, shared_writing
 from .features import Features
 from .grow import Growing, check_growths
 from .image_cache import open_cache
+from .l2_sp import StartingPoint
 from .metrics import BadImages, MeanLoss, objective
 from .nonfinite import LossWatch
 from .order import EpochOrder, create_order
@@ -67,6 +68,8 @@ class Session:
     growing: Growing
     ema: ModelEmaV3 | None
     """Moving average of the network's weights."""
+    start: StartingPoint | None
+    """What --l2-sp pulls old layers to."""
     curves: trackers.Curves
     watch: LossWatch
     pace: CheckpointPace
@@ -79,8 +82,9 @@ class Session:
     @property
     def state(self) -> RunState:
         """What a checkpoint holds."""
-        further = {} if self.ema is None else {'ema': self.ema}
-        return RunState(self.network, self.thawing, self.order, self.progress, self.tally, further)
+        further = {'ema': self.ema, 'start': self.start}
+        kept = {name: stateful for name, stateful in further.items() if stateful is not None}
+        return RunState(self.network, self.thawing, self.order, self.progress, self.tally, kept)
 
     def inputs(self, batch: Any) -> tuple[Tensor, ...]:
         """Make what `model` reads of what a loader gives: pixels (N, H, W, 3), or a list of features."""
@@ -157,6 +161,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         thawing=Thawing(config, network, prepared_optimizer),
         growing=Growing(config, network, prepared_optimizer, ema),
         ema=ema,
+        start=None if config.l2_sp is None else StartingPoint(config.l2_sp, network, prepared_optimizer),
         curves=trackers.Curves(accelerator, order.update_size),
         watch=LossWatch(network, sources['train'], skips=config.nonfinite == 'skip'),
         pace=CheckpointPace(config.checkpoint_every),
@@ -227,6 +232,8 @@ def follow_changes(session: Session, is_bare: bool) -> None:
         unwrap(session)
         accelerator.free_memory()  # else the earlier DDP would average too
         session.model, *_ = accelerator.prepare(session.model, session.optimizer, *session.loaders.values())
+    if session.start is not None:
+        session.start.follow()
     settle(session)
     session.schedule = create_schedule(session.config, session.optimizer.optimizer, session.order.updates)
     session.schedule.step_update(session.step)
