@@ -24,11 +24,12 @@ import timm_devnet
 import train
 from benchmarks.consolidate_speed import consolidate
 from benchmarks.coverage import coverage
-from benchmarks.growth_sets import SETS, make_set
 from benchmarks.publish_speed import hub
 from benchmarks.resources import memory, scaling
 from benchmarks.timing import interleave
 from benchmarks.train_speed import train as train_speed
+from experiments.intervals import MOST_SEEDS, difference
+from experiments.sets import SETS, make_set
 from training import devices
 from training.config import DIGITS, ELPV, Config
 from training.costs import multiply_adds
@@ -66,8 +67,6 @@ FEW_LABELS: dict[str, dict[str, Any]] = {
     'small-digits': dict(labels_per_class=10, img_size=64, hflip=0.0),
     'scenes': dict(labels_per_class=40, img_size=64, hflip=0.0),
 }
-# Of Student's law, two-sided 95 %, for 2, 3, ... 10 seeds.
-STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def build(model: str = 'vgg16_wa2048', base: str = 'vgg16', repeats: int = 5, limit: float = 0.3) -> int:
@@ -204,8 +203,8 @@ def growths(
     if unknown:
         known = ', '.join((*FEW_LABELS, *dict(GROWTHS)))
         raise ValueError(f'{", ".join(unknown)}: no data set or growth of this table; it has {known}')
-    if not 2 <= seeds <= len(STUDENT_T) + 1:
-        raise ValueError(f'--seeds is 2 to {len(STUDENT_T) + 1}, not {seeds}: the interval needs them')
+    if not 2 <= seeds <= MOST_SEEDS:
+        raise ValueError(f'--seeds is 2 to {MOST_SEEDS}, not {seeds}: the interval needs them')
     folders = {name: make_set(name, sets) for name in datasets if name in SETS}
     tried = [(growth, block_loss) for growth, block_loss in GROWTHS if not only or growth in only]
     cells = [
@@ -379,18 +378,12 @@ def growths_table(rows: list[Row], base: str = LITE) -> list[tuple[str, ...]]:
     for label, by_seed in top1.items():
         values = list(by_seed.values())
         differences = [
-            '' if label == control or control not in top1 else paired(by_seed, top1[control]) for control in CONTROLS
+            '' if label == control or control not in top1 else str(difference(by_seed, top1[control]))
+            for control in CONTROLS
         ]
         spread = f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}'
         table.append((label, spread, *differences))
     return table
-
-
-def paired(by_seed: dict[str, float], control: dict[str, float]) -> str:
-    """Mean difference over seeds with its 95 % interval by Student's law."""
-    differences = [value - control[seed] for seed, value in by_seed.items()]
-    half_width = STUDENT_T[len(differences) - 2] * statistics.stdev(differences) / len(differences) ** 0.5
-    return f'{statistics.mean(differences):+.2f} ± {half_width:.2f}'
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

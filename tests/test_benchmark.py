@@ -2,19 +2,18 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
 import benchmark
-from benchmarks import growth_sets, publish_speed, resources, timing, train_speed
+from benchmarks import publish_speed, resources, timing, train_speed
 from benchmarks.images import make_folder
+from experiments import sets
+from tests.experiments.test_sets import few_examples
 from training.config import DIGITS, Config
 
 ROOT = Path(__file__).parent.parent
@@ -143,39 +142,15 @@ def test_growths_makes_a_set_and_trains_on_it(tmp_path: Path, monkeypatch: pytes
         return fake_run(config)
 
     monkeypatch.setattr(benchmark, 'run', note)
-    monkeypatch.setitem(growth_sets.SETS, 'scenes', few_examples)
-    file, sets = tmp_path / 'growths.csv', tmp_path / 'sets'
-    benchmark.growths(file, datasets=('scenes',), regimes=('new',), only=('none', 'norm'), seeds=2, sets=sets)
-    assert {config.data_dir for config in trained} == {str(sets / 'scenes')}
-    assert len([*sets.glob('scenes/*/*/*.png')]) == 4
+    monkeypatch.setitem(sets.SETS, 'scenes', few_examples)
+    file, folder = tmp_path / 'growths.csv', tmp_path / 'sets'
+    benchmark.growths(file, datasets=('scenes',), regimes=('new',), only=('none', 'norm'), seeds=2, sets=folder)
+    assert {config.data_dir for config in trained} == {str(folder / 'scenes')}
+    assert len([*folder.glob('scenes/*/*/*.png')]) == 4
     assert {(row['dataset'], row['model']) for row in benchmark.read_rows(file)} == {
         ('scenes', 'tf_efficientnet_lite0'),
         ('scenes', 'tf_efficientnet_lite0_norm'),
     }
-
-
-def few_examples() -> Iterator[growth_sets.Example]:
-    for split, label in itertools.product(('train', 'val'), 'ab'):
-        yield split, label, Image.new('RGB', (4, 4))
-
-
-def test_a_set_that_could_not_be_finished_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> Iterator[growth_sets.Example]:
-        yield from few_examples()
-        raise OSError('the disk is full')
-
-    monkeypatch.setitem(growth_sets.SETS, 'scenes', broken)
-    with pytest.raises(OSError, match='full'):
-        growth_sets.make_set('scenes', tmp_path)
-    monkeypatch.setitem(growth_sets.SETS, 'scenes', few_examples)
-    assert len([*growth_sets.make_set('scenes', tmp_path).glob('*/*/*.png')]) == 4
-
-
-def test_patches_to_train_on_share_no_column_with_those_to_measure_on() -> None:
-    columns = np.tile(np.arange(200, dtype=np.uint8), (120, 1))  # each pixel tells its column
-    photograph, random = Image.fromarray(columns).convert('RGB'), np.random.default_rng(0)
-    seen = [np.asarray(growth_sets.cut(photograph, *part, random)) for part in [(0, 96), (104, 200)] for _ in range(50)]
-    assert max(image.max() for image in seen[:50]) < 100 <= min(image.min() for image in seen[50:]) + 2
 
 
 def test_growths_compares_with_every_control() -> None:
@@ -195,11 +170,6 @@ def test_every_growth_is_a_valid_configuration() -> None:
         config = benchmark.cell(DIGITS, 'new', growth, block_loss, seed=0, epochs=20, lr=0.01)
         config.resolved().validate()
         assert timm.is_model(config.model)
-
-
-def test_paired_interval_by_hand() -> None:
-    # Differences 1, 2, 3: mean 2, standard deviation 1, and Student's 4.303 / sqrt(3) = 2.484.
-    assert benchmark.paired({'0': 2.0, '1': 4.0, '2': 6.0}, {'0': 1.0, '1': 2.0, '2': 3.0}) == '+2.00 ± 2.48'
 
 
 def test_a_run_trains_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

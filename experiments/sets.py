@@ -1,4 +1,4 @@
-"""Further sets of images to measure growths on, made of what comes with packages; every one is the same each time."""
+"""Sets of images to measure growths on, made of what comes with packages; every one is the same each time."""
 
 from __future__ import annotations
 

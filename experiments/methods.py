@@ -1,0 +1,85 @@
+"""The methods that the tables compare: what each adds to a network, and how it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from training.config import Config
+
+from .bases import Base
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to learn a new task: a row of a table."""
+
+    label: str
+    """As tables show it."""
+    growth: str = ''
+    """What is added to the base, every number of units given; '' for nothing."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of train.py, by field of its `Config`."""
+    rate: float = 1.0
+    """Factor of the recipe's learning rate."""
+    published: str = ''
+    """The paper's name of it; '' for what the paper does not have."""
+
+
+def methods_of(base: Base) -> dict[str, Method]:
+    """List the methods for a network by the names that --methods takes; those that it cannot take are left out.
+
+    Every table has the controls that the paper lacks: the norm alone, the lower levels without units (skip), a hidden
+    layer that learns as many parameters as wa, and fine-tuning at a lower rate, which suits it better where labels are
+    few (docs/growth.md).
+
+    Args:
+        base: The network.
+
+    Example:
+        >>> from experiments.bases import Base
+        >>> base = Base('alexnet', {}, {'da': 6144, 'wa': 2048}, frozenset({'da', 'wa', 'norm', 'skip'}), 2222)
+        >>> [(name, method.growth) for name, method in methods_of(base).items()][-4:]
+        [('skip', 'skip'), ('hidden', 'da2222'), ('da', 'da6144'), ('wa', 'wa2048')]
+    """
+    known = {
+        'ft': Method('fine-tuning', published='fine-tuning'),
+        'ft-slow': Method('fine-tuning, a tenth of the rate', rate=0.1),
+        'norm': Method('norm', 'norm'),
+        'skip': Method('skip', 'skip'),
+        'hidden': Method('hidden layer, parameters as wa', f'da{base.hidden}', {'scale_init': 'off'}),
+    }
+    for kind, units in base.units.items():
+        growth = f'{kind}{units}'
+        known[kind] = Method(growth, growth, published=kind.upper() if kind in ('da', 'wa', 'dwa', 'wwa') else '')
+    known.pop('xwa', None)  # made for frozen trunks alone
+    return known
+
+
+def configure(method: Method, base: Base, recipe: Config) -> Config:
+    """Say how train.py runs a method from the base's pretrained weights.
+
+    Args:
+        method: What is added and how it trains.
+        base: The network that it is added to.
+        recipe: Options that all methods share.
+    """
+    return dataclasses.replace(
+        recipe, model=base.grown(method.growth), lr=recipe.lr * method.rate, **dict(method.options)
+    )
+
+
+def configure_from(method: Method, weights: str, recipe: Config) -> Config:
+    """Say how train.py runs a method from a network that has been trained before.
+
+    Args:
+        method: What is added and how it trains.
+        weights: Folder of that network in timm's layout.
+        recipe: Options that all methods share.
+    """
+    growth = (method.growth,) if method.growth else ()
+    return dataclasses.replace(
+        recipe, model=f'local-dir:{weights}', grow=growth, lr=recipe.lr * method.rate, **dict(method.options)
+    )
