@@ -30,6 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     'thawed, averaged': dict(regime='new', thaw='all@1', model_ema=True, model_ema_decay=0.8, opt='adamw', lr=0.001),
     'pulled': dict(l2_sp=0.5, clip_grad=1.0, grow=('wa16@1',), model_ema=True, model_ema_decay=0.5),
     'pulled, thawed': dict(l2_sp=0.5, regime='new', thaw='conv_head-new@1,all@2', grad_accum_steps=2),
+    'adapted': dict(lora=2, model_ema=True, model_ema_decay=0.5, lr=0.001, clip_grad=1.0),
     'decayed': dict(layer_decay=0.7, opt='lamb', opt_betas=(0.8, 0.99), opt_eps=1e-5, regime='new', thaw='all@2'),
 }
 
@@ -106,6 +107,16 @@ def test_the_average_is_what_is_measured_and_kept(config: Config) -> None:
         assert ours['train_loss'] == theirs['train_loss']
         assert ours['val_loss'] != theirs['val_loss']
     assert not torch.equal(weights(averaged)['conv_stem.weight'], weights(plain)['conv_stem.weight'])
+
+
+def test_adapters_leave_a_plain_network_that_answers_as_they_did(config: Config) -> None:
+    config = dataclasses.replace(config, model='tf_efficientnet_lite0_mwa512', lora=2, lr=0.003, regime='all')
+    summary = train.main(config)
+    last = metrics(summary['run'])[-1]
+    loaded = timm.create_model(f'local-dir:{summary["run"]}/last', pretrained=True)
+    assert {*loaded.state_dict()} == {*timm.create_model(config.model, num_classes=3).state_dict()}
+    measured = train.main(Config(model=str(Path(summary['run'], 'last')), data_dir=config.data_dir, eval_only=True))
+    assert measured['loss'] == pytest.approx(float(last['val_loss']), rel=1e-5)
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees(config: Config, image_folder: Path) -> None:

@@ -146,8 +146,14 @@ class Config:
     grow: tuple[str, ...] = ()
     """Growths that come while the run goes, and the number of epochs after which each does: wa512@3 wa256@6. What is
     added counts as new until the run ends."""
+    lora: int | None = None
+    """LoRA: the old layers that --regime trains learn through adapters of this rank beside them and are frozen
+    themselves (None: they learn themselves). For convolutions without groups and linear layers; needs the package
+    peft."""
+    lora_alpha: float | None = None
+    """What adapters give is multiplied by this over their rank (None: by 1)."""
     lr: float = 0.01
-    """Learning rate of pretrained layers."""
+    """Learning rate of pretrained layers, or of the adapters beside them."""
     new_lr_mult: float = 10.0
     """New units, their scales and the classifier learn at this multiple of --lr."""
     layer_decay: float | None = None
@@ -283,9 +289,9 @@ class Config:
         at_least_one = (
             'cache_features batch_size grad_accum_steps eval_every epochs img_size labels_per_class threads num_classes'
         )
-        for name in (*at_least_one.split(), 'recount', 'keep_checkpoints'):
+        for name in (*at_least_one.split(), 'recount', 'keep_checkpoints', 'lora'):
             self._require(name, lambda value: value >= 1, 'at least 1')
-        for name in ('lr', 'new_lr_mult', 'decay_rate', 'decay_epochs', 'clip_grad'):
+        for name in ('lr', 'new_lr_mult', 'decay_rate', 'decay_epochs', 'clip_grad', 'lora_alpha'):
             self._require(name, lambda value: value > 0, 'above 0')
         at_least_zero = (
             'weight_decay l2_sp min_lr warmup_epochs block_loss workers seed color_jitter mixup cutmix opt_eps'
@@ -355,13 +361,28 @@ class Config:
             raise ValueError(f'--multi-label: images belong to no single class, so leave out {flags}')
 
     def _validate_old_layers(self) -> None:
-        """Refuse a pull to where there is no start, or of what does not move."""
+        """Refuse what is said of old layers that do not learn, or learn in another way."""
         if self.l2_sp is not None and not self.pretrained:
             raise ValueError(
                 f'--l2-sp {self.l2_sp} pulls to pretrained weights and --no-pretrained leaves none: drop one'
             )
         if self.l2_sp is not None and self.regime == 'new' and not self.thaw:
             raise ValueError(f'--l2-sp {self.l2_sp}: in regime new no pretrained layer learns: leave it out')
+        if self.lora_alpha is not None and self.lora is None:
+            raise ValueError(f'--lora-alpha {self.lora_alpha} needs --lora')
+        if self.lora is None:
+            return
+        if self.regime == 'new':
+            raise ValueError(
+                f'--lora {self.lora}: in regime new no old layer learns: give the regime of those that shall have '
+                'adapters, such as all'
+            )
+        others = ('thaw', 'grow', 'layer_decay', 'l2_sp', 'cache_features')
+        given = [f'--{name.replace("_", "-")}' for name in others if getattr(self, name) not in (None, ())]
+        if given:
+            raise ValueError(
+                f'--lora {self.lora} freezes old layers and puts adapters beside them: leave out {", ".join(given)}'
+            )
 
     def _validate_optimizer(self) -> None:
         """Refuse arguments that the optimizer does not take."""

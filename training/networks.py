@@ -228,7 +228,8 @@ def describe(config: Config, model: nn.Module, regime: str) -> str:
     total = sum(parameter.numel() for parameter in model.parameters())
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     grown = f' grown by {vars(model)["growth"]}' if config.grow and 'growth' in vars(model) else ''
-    return f'{config.model}{grown}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {regime})'
+    manner = regime if config.lora is None else f'{regime}, old layers by LoRA of rank {config.lora}'
+    return f'{config.model}{grown}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {manner})'
 
 
 def input_format(model: nn.Module, img_size: int | None) -> InputFormat:

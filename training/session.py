@@ -25,6 +25,7 @@ from .features import Features
 from .grow import Growing, check_growths
 from .image_cache import open_cache
 from .l2_sp import StartingPoint
+from .lora import create_adapters, merged_weights
 from .metrics import BadImages, MeanLoss, objective
 from .nonfinite import LossWatch
 from .order import EpochOrder, create_order
@@ -111,6 +112,8 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     check_thaws(config, network, accelerator)
     check_growths(config, network, accelerator)
     groups = create_groups(config, network, config.regime)
+    if config.lora is not None:
+        groups = create_adapters(config, network, groups, input_format.img_size)
     learner = networks.BlockAnswers(network) if config.block_loss else network
     config = dataclasses.replace(
         config, memory_format=choose_memory_format(config, learner, input_format.img_size, accelerator)
@@ -237,6 +240,18 @@ def follow_changes(session: Session, is_bare: bool) -> None:
     settle(session)
     session.schedule = create_schedule(session.config, session.optimizer.optimizer, session.order.updates)
     session.schedule.step_update(session.step)
+
+
+def plain_weights(session: Session) -> dict[str, Tensor]:
+    """Give what is measured and kept as the state dict of a network as timm makes it; every process must call this.
+
+    Where the network is spread over the processes, it is empty on all but the main one.
+    """
+    if session.config.lora is not None:
+        return merged_weights(session.evaluated)
+    if session.ema is not None:
+        return session.ema.module.state_dict()
+    return sharding.whole_weights(session.accelerator, session.model, session.network)
 
 
 def refuse_faults(session: Session, folder: RunFolder, is_saving: bool = False) -> None:

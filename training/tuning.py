@@ -73,6 +73,7 @@ def describe_case(config: Config, img_size: int, accelerator: Accelerator) -> st
     parts = (
         *(config.model, config.regime, f'{config.batch_size}x{img_size}', f'accumulate {config.grad_accum_steps}'),
         *(f'block loss {bool(config.block_loss)}', f'compile {config.torchcompile}', accelerator.mixed_precision),
+        *([] if config.lora is None else [f'lora {config.lora}']),
         *(f'{torch.get_num_threads()} threads', device_name(accelerator.device), f'torch {torch.__version__}'),
     )
     return ', '.join(parts)
