@@ -30,6 +30,7 @@ from benchmarks.timing import interleave
 from benchmarks.train_speed import train as train_speed
 from experiments.intervals import MOST_SEEDS, difference
 from experiments.sets import SETS, make_set
+from experiments.tables import markdown
 from training import devices
 from training.config import DIGITS, ELPV, Config
 from training.costs import multiply_adds
@@ -384,12 +385,6 @@ def growths_table(rows: list[Row], base: str = LITE) -> list[tuple[str, ...]]:
         spread = f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}'
         table.append((label, spread, *differences))
     return table
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ['---'] * len(header), *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -67,6 +67,7 @@ def main(config: Config) -> dict[str, Any]:
             with shared_writing(accelerator, 'the run has not begun'):
                 if accelerator.is_main_process:
                     facts = describe_run(config, session.sources, len(session.order.indices))
+                    facts['parameters'] = networks.count_parameters(session.network)
                     folder.write_run({**facts, **session.base, 'machine': devices.describe(accelerator)})
             accelerator.print(f'run folder {folder.path}')
             with trackers.tracked(accelerator, config, folder, session.step):

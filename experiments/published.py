@@ -64,7 +64,7 @@ TABLE3 = _by_regime(
         'WA with': (56.81, 56.99, 57.84, 58.95),
     }
 )
-"""SUN-397, AlexNet, 2048 new units, with and without normalisation and scaling; new units random, or copies plus noise."""
+"""SUN-397, AlexNet, 2048 new units, with and without normalisation and scaling; random or copies plus noise."""
 
 TABLE4: Figures = {
     'AlexNet': {'ImageNet': 56.9},

@@ -142,3 +142,12 @@ SETS: dict[str, Callable[[], Iterator[Example]]] = {
     'scenes': scenes,
 }
 """What each name makes."""
+
+SIZES = {
+    'photographs': (len(PHOTOGRAPHS), len(PHOTOGRAPHS) * PATCHES['val']),
+    'materials': (len(MATERIALS), len(MATERIALS) * PATCHES['val']),
+    'cells': (4, 525),
+    'small-digits': (10, 797),
+    'scenes': (10, 1000),
+}
+"""Classes and validation images of each, known before it is made."""

@@ -30,8 +30,8 @@ def config(config: Config, narrow: None) -> Config:
 
 RUNS: dict[str, dict[str, Any]] = {
     'momentum, averaged': dict(grow=('wa16@1', 'da8@2'), model_ema=True, model_ema_decay=0.8),
-    'adamw, thawed': dict(
-        model='alexnet_wa16', opt='adamw', lr=0.001, regime='new', thaw='fc7-new@1,all@2', block_loss=0.5
+    'from the start, adamw, thawed': dict(
+        grow=('wa16', 'wa16@1'), opt='adamw', lr=0.001, regime='new', thaw='fc7-new@1,all@2', block_loss=0.5
     ),
     'compiled, bf16': dict(torchcompile='eager', mixed_precision='bf16', epochs=2),
 }
@@ -121,3 +121,20 @@ def test_a_growth_that_cannot_be_leaves_nothing(config: Config) -> None:
     with pytest.raises(ValueError, match="Unknown growth 'wx16'"):
         train.main(dataclasses.replace(config, grow=('wx16@1',)))
     assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize('place', ['', 'best'])
+def test_a_run_starts_from_another_ones_folder(config: Config, image_folder: Path, place: str) -> None:
+    first = Path(train.main(dataclasses.replace(config, grow=('wa16',), epochs=1))['run'])
+    for split in ('train', 'val'):
+        (image_folder / split / 'red').rename(image_folder / split / 'rot')  # as many classes, others
+    second = Path(
+        train.main(dataclasses.replace(config, model=str(first / place), pretrained=True, grow=('wa8',), epochs=1))[
+            'run'
+        ]
+    )
+    assert json.loads((second / 'run.json').read_text())['config']['model'] == f'local-dir:{first}/best'
+    network: Any = timm.create_model(f'local-dir:{second}/best', pretrained=True)
+    assert network.growth == 'wa16_wa8'
+    assert network.settled == 1
+    assert network.pretrained_cfg['label_names'] == ['blue', 'green', 'rot']

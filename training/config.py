@@ -8,7 +8,9 @@ import difflib
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from accelerate.utils import DynamoBackend
@@ -16,11 +18,15 @@ from timm.data.auto_augment import augment_and_mix_transform, auto_augment_trans
 from timm.optim import get_optimizer_info, list_optimizers
 
 import timm_devnet
+from timm_devnet.grown import ANY
+from timm_devnet.models.devnet import GROWTH
 
 # torch's own names.
 MemoryFormat = Literal['channels_last', 'contiguous_format']
 DIGITS = 'digits'
 ELPV = 'elpv'
+# How timm names a folder in its layout.
+LOCAL = 'local-dir:'
 
 # Of --checkpoint-every: a number, s if it counts seconds; or epoch.
 CHECKPOINT_EVERY = re.compile(r'0*([1-9]\d*)(s?)|epoch')
@@ -124,7 +130,8 @@ class Config:
 
     # Model
     model: str = 'tf_efficientnet_lite0_mwa512'
-    """Any of timm's names or timm_devnet's grown ones."""
+    """Any of timm's names or timm_devnet's grown ones; or the run folder, or a folder in timm's layout, to start
+    from."""
     pretrained: bool = True
     """Start from the base's pretrained weights."""
     pretrained_path: str | None = None
@@ -144,8 +151,8 @@ class Config:
     thaw: str | None = None
     """Regimes that follow --regime and the number of epochs after which each does: fc7-new@5,all@10."""
     grow: tuple[str, ...] = ()
-    """Growths that come while the run goes, and the number of epochs after which each does: wa512@3 wa256@6. What is
-    added counts as new until the run ends."""
+    """Growths: wa512 before the first epoch, wa256@3 after three of them. What is added counts as new until the run
+    ends."""
     lora: int | None = None
     """LoRA: the old layers that --regime trains learn through adapters of this rank beside them and are frozen
     themselves (None: they learn themselves). For convolutions without groups and linear layers; needs the package
@@ -270,14 +277,16 @@ class Config:
         """Fill in what depends on the data set, so that the saved configuration says what was really done."""
         dataset = self.dataset if self.dataset or self.data_dir else DIGITS
         is_digits = dataset == DIGITS
+        model = named_folder(self.model)
         # The digits have 28 pixels a side, so 224 would only cost time; and a mirrored digit is no digit.
         return dataclasses.replace(
             self,
+            model=model,
             dataset=dataset,
             img_size=self.img_size or (64 if is_digits else None),
             epochs=self.epochs if self.epochs is not None else (3 if is_digits else 20),
             hflip=self.hflip if self.hflip is not None else (0.0 if is_digits or self.no_aug else 0.5),
-            block_loss=self.block_loss if self.block_loss is not None else measured_block_loss(self.model),
+            block_loss=self.block_loss if self.block_loss is not None else measured_block_loss(model, self.grow),
         )
 
     def validate(self) -> None:
@@ -439,8 +448,11 @@ class Config:
     def _validate_growths(self) -> None:
         """Refuse a --grow that never happens; its growths are checked when the network is known."""
         epochs, given = [epoch for _, epoch in self.growths()], ' '.join(self.grow)
-        if any(later <= earlier for earlier, later in itertools.pairwise(epochs)):
-            raise ValueError(f'--grow {given} must name epochs in rising order')
+        if any(later < earlier or later == earlier > 0 for earlier, later in itertools.pairwise(epochs)):
+            raise ValueError(
+                f'--grow {given} must name epochs in rising order, and first what comes before all of them'
+            )
+        epochs = [int(growth.rpartition('@')[2]) for growth in self.grow if '@' in growth]
         if self.epochs is not None and epochs and not 1 <= min(epochs) <= max(epochs) < self.epochs:
             raise ValueError(
                 f'--grow {given} is out of range: epochs must be at least 1 and below --epochs {self.epochs}'
@@ -450,15 +462,21 @@ class Config:
         """Read --grow.
 
         Returns:
-            Growths, and the number of finished epochs after which each comes.
+            Growths, and the number of finished epochs after which each comes; 0 for those before the first.
 
         Raises:
-            ValueError: It is not of the form GROWTH@EPOCHS GROWTH@EPOCHS.
+            ValueError: It is not of the form GROWTH GROWTH@EPOCHS GROWTH@EPOCHS.
         """
-        parts = [re.fullmatch(r'([^@]+)@(\d+)', part) for part in self.grow]
+        parts = [re.fullmatch(r'([^@]+)(?:@(\d+))?', part) for part in self.grow]
         if not all(parts):
-            raise ValueError(f'--grow {" ".join(self.grow)} is not understood: write GROWTH@EPOCHS, as in wa512@3')
-        return [(part[1], int(part[2])) for part in parts if part]
+            raise ValueError(
+                f'--grow {" ".join(self.grow)} is not understood: write GROWTH, or GROWTH@EPOCHS as in wa512@3'
+            )
+        return [(part[1], int(part[2] or 0)) for part in parts if part]
+
+    def first_growths(self) -> list[str]:
+        """List the growths that come before the first epoch."""
+        return [growth for growth, epoch in self.growths() if epoch == 0]
 
     @property
     def val_share(self) -> float | None:
@@ -501,22 +519,47 @@ class Config:
             raise ValueError(f'a resumed run keeps its options ({changes}): give the old ones, or start a new run')
 
 
-def measured_block_loss(model: str) -> float:
+def named_folder(model: str) -> str:
+    """Name a run folder, or a folder in timm's layout, as timm does; other names pass unchanged.
+
+    Args:
+        model: A name, or a path. Of a run folder it means best/.
+    """
+    for folder in (Path(model) / 'best', Path(model)):
+        if (folder / 'config.json').is_file():
+            return f'{LOCAL}{folder}'
+    return model
+
+
+def measured_block_loss(model: str, grow: Sequence[str] = ()) -> float:
     """Tell the weight of the block loss that measured best (docs/growth.md).
 
     Args:
         model: Name of the network.
+        grow: Growths of --grow; only those before the first epoch count.
 
     Example:
         >>> [measured_block_loss(f'tf_efficientnet_lite0{growth}') for growth in ('_mwa512', '_wa512', '_skip', '')]
         [1.0, 0.0, 0.0, 0.0]
+        >>> measured_block_loss('tf_efficientnet_lite0', ('mwa512',))
+        1.0
     """
-    for word in model.partition('.')[0].split('_'):
+    for word in [*growths_of(model), *(growth for growth in grow if '@' not in growth)]:
         with contextlib.suppress(ValueError):  # a part of the base's name
             blocks = itertools.chain(*timm_devnet.parse_growth(word).steps)
             if any(block.units and block.level == 0 and min(block.reads) > 1 for block in blocks):
                 return 1.0
     return 0.0
+
+
+def growths_of(model: str) -> list[str]:
+    """List the words that may name a network's growths: its configuration's where there is one, else its name's."""
+    if model.startswith(LOCAL):
+        with contextlib.suppress(OSError, ValueError):  # what is wrong with it is told when the network is built
+            arguments = json.loads((Path(model.removeprefix(LOCAL)) / 'config.json').read_text()).get('model_args', {})
+            return [arguments['growth']] if 'growth' in arguments else []
+    name = model.partition('.')[0]
+    return [GROWTH] if name == ANY else name.split('_')
 
 
 def check_auto_augment(name: str) -> None:

@@ -76,15 +76,15 @@ def evaluate_only(config: Config) -> dict[str, Any]:
     start = time.monotonic()
     refuse_training_options(config)
     folder = find_run(config.model)
-    img_size = config.img_size
+    model, img_size = config.model, config.img_size
     config = with_data_of(config, folder).resolved()
     config.validate()
     accelerator = create_accelerator(config)
     accelerator.print(describe(accelerator))
     source = load_validation(config, open_cache(config, accelerator.print))
-    network, origin = load_network(config if folder is None else place_weights(config, folder.path / 'best'))
+    network, origin = load_network(config)
     outputs, classes, how = match_classes(network, source.classes)
-    accelerator.print(f'{config.model}, weights from {origin}; {how}')
+    accelerator.print(f'{model}, weights from {origin}; {how}')
     renumbered = Renumbered(source, outputs, classes)
     input_format = own_format(network, img_size)
     networks.check_img_size(network, input_format.img_size)
@@ -101,7 +101,7 @@ def evaluate_only(config: Config) -> dict[str, Any]:
             write_report(folder, predictions, renumbered)
     accelerator.wait_for_everyone()
     return {
-        'model': config.model,
+        'model': model,
         'weights': origin,
         **predictions.metrics(),
         'unreadable': len(predictions.unreadable),
@@ -197,11 +197,6 @@ def is_own_data(config: Config, folder: RunFolder) -> bool:
         return False
 
 
-def place_weights(config: Config, path: Path) -> Config:
-    """Name a folder in timm's layout as timm does."""
-    return dataclasses.replace(config, model=f'local-dir:{path}')
-
-
 def load_network(config: Config) -> tuple[nn.Module, str]:
     """Load a network with the classifier that it was trained with.
 
@@ -211,8 +206,6 @@ def load_network(config: Config) -> tuple[nn.Module, str]:
     Raises:
         ValueError: It cannot be had.
     """
-    if (Path(config.model) / 'config.json').is_file():
-        config = place_weights(config, Path(config.model))
     source, _, place = config.model.partition(':')
     if source == 'local-dir' and not (Path(place) / 'config.json').is_file():
         raise ValueError(f"--model {config.model} is no folder in timm's layout: {place} has no config.json")
@@ -250,11 +243,9 @@ def own_format(network: nn.Module, img_size: int | None) -> OwnFormat:
 
 def class_names(network: Any) -> list[str] | None:
     """Find the names of a network's outputs: those saved with it, else ImageNet's synsets; None if it knows none."""
-    saved = network.pretrained_cfg.get('label_names')
+    saved = networks.saved_names(network)
     if saved:
-        if isinstance(saved, dict):
-            saved = [saved[key] for key in sorted(saved, key=int)]
-        return [str(name) for name in saved]
+        return saved
     subset = infer_imagenet_subset(network)
     return None if subset is None else list(ImageNetInfo(subset).label_names())
 

@@ -1,4 +1,4 @@
-"""Growing in the middle of a run: the network gets new units after some epochs, and all that learns goes on."""
+"""Growing in a run: the network gets new units before the first epoch, or after some, and all that learns goes on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Growing:
 
     Args:
         config: Says what is added, and when.
-        network: As timm made it, before any growth of --grow.
+        network: As `grow_first` left it.
         optimizer: Holds the groups of --regime; new parameters join those named new.
         ema: Moving average of the network's weights, if one is kept.
     """
@@ -36,8 +36,8 @@ class Growing:
         self, config: Config, network: nn.Module, optimizer: AcceleratedOptimizer, ema: ModelEmaV3 | None = None
     ):
         self.config, self.network, self.optimizer, self.ema = config, network, optimizer, ema
-        self.passed = 0
-        """How many growths of --grow have come."""
+        self.passed = len(config.first_growths())
+        """How many growths of --grow have come; the network was built with the first."""
         self.settled = network.settled if isinstance(network, Grown) else 0
 
     def due(self, epoch: int) -> list[str]:
@@ -67,6 +67,34 @@ class Growing:
             create_groups(self.config, self.network, regime)  # freezes; the optimizer has its groups
 
 
+def grow_first(config: Config, network: Any, starts_afresh: bool) -> None:
+    """Let a network that was just built grow by what comes before the first epoch.
+
+    It is then as if it had been built with that growth. What its weights already had of a growth is old, even if no
+    epoch of a run has grown it: only what starts afresh is new.
+
+    Args:
+        config: Of the run.
+        network: As timm made it, with its starting weights.
+        starts_afresh: Whether its classifier is random although its weights are not: then the columns of new units are
+            random too, and not zero.
+
+    Raises:
+        ValueError: It cannot grow so.
+    """
+    growths = config.first_growths()
+    if not growths:
+        return
+    settled = max(network.held, network.settled) if isinstance(network, Grown) else 0
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        for growth in growths:
+            timm_devnet.grow(network, growth, **growth_options(config, network))
+        if starts_afresh:
+            network.init_classifier()
+    network.settle(settled)
+
+
 def growth_options(config: Config, network: nn.Module) -> dict[str, Any]:
     """How the new units of --grow meet what is there: as the network's earlier ones do, else as the options say."""
     if isinstance(network, Grown):
@@ -85,7 +113,7 @@ def check_growths(config: Config, network: Any, accelerator: Accelerator) -> Non
     Raises:
         ValueError: Says which, and why.
     """
-    growths = [growth for growth, _ in config.growths()]
+    growths = [growth for growth, after in config.growths() if after]
     if not growths:
         return
     if sharding.is_spread(accelerator):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 
 import timm_devnet
 from timm_devnet import delta
+from timm_devnet.grown import Grown
 from timm_devnet.outline import run_on_meta
 from timm_devnet.packages import PACKAGE_LICENSE, lite_package, packaged_weights
+from timm_devnet.registration import is_grown_name
 
-from .config import Config
+from .config import LOCAL, Config, growths_of
 from .data import InputFormat
 
 # What a file raises that is no file of tensors, or a pickle with code in it.
@@ -62,10 +65,11 @@ def build_network(config: Config, num_classes: int | None) -> tuple[nn.Module, s
         options['img_size'] = config.img_size
     if config.drop is not None:
         options['drop_rate'] = config.drop
-    if config.scale_init is not None:
-        options['scale_init'] = 0.0 if config.scale_init == 'off' else config.scale_init
-    if config.new_init is not None:
-        options['new_init'] = config.new_init
+    if not (config.grow and is_plain(name)):  # else they are for what it grows by
+        if config.scale_init is not None:
+            options['scale_init'] = 0.0 if config.scale_init == 'off' else config.scale_init
+        if config.new_init is not None:
+            options['new_init'] = config.new_init
     overlay, origin = find_weights(config)
     try:
         model: Any = timm.create_model(
@@ -92,12 +96,51 @@ def build_network(config: Config, num_classes: int | None) -> tuple[nn.Module, s
     model.pretrained_cfg.pop('state_dict', None)
     # A network that came as a delta is whole now, and so are the checkpoints of the run.
     getattr(model, '_model_args', {}).pop('delta_of', None)
-    if config.block_loss and not timm_devnet.block_names(model):
+    if config.block_loss and not timm_devnet.block_names(model) and not config.first_growths():
         raise ValueError(
             f'--block-loss {config.block_loss} needs a grown network: {config.model} has no blocks (leave it out, or '
             'grow one, as in tf_efficientnet_lite0_mwa512)'
         )
     return model, origin
+
+
+def begin_classifier(config: Config, network: Any, classes: Sequence[str]) -> bool:
+    """Give a network that was just built a random classifier, if its own is for as many classes of other names.
+
+    Args:
+        config: Of the run.
+        network: As `build_network` gave it.
+        classes: Of the data.
+
+    Returns:
+        Whether its classifier is random although its weights are not.
+    """
+    if not config.pretrained or (config.pretrained_path is not None and isinstance(network, Grown)):
+        return False  # nothing tells whether a grown network has taken the classifier of a file
+    saved, count = saved_names(network), network.num_classes
+    if network.pretrained_cfg.get('num_classes') != count:
+        return True
+    if not saved or saved[: len(classes)] == list(classes):
+        return False
+    network.reset_classifier(count)
+    if isinstance(network, Grown):
+        network.init_classifier()
+    return True
+
+
+def saved_names(network: Any) -> list[str]:
+    """List the names of a network's outputs that were saved with it; none where there are none."""
+    saved = network.pretrained_cfg.get('label_names') or []
+    if isinstance(saved, dict):
+        saved = [saved[key] for key in sorted(saved, key=int)]
+    return [str(name) for name in saved]
+
+
+def is_plain(name: str) -> bool:
+    """Whether a network is known not to have grown, by its name or the configuration beside its weights."""
+    if name.startswith(LOCAL):
+        return not growths_of(name)
+    return ':' not in name and not is_grown_name(name.partition('.')[0])
 
 
 def has_one_size(name: str) -> bool:
@@ -225,11 +268,18 @@ def count_classes(config: Config, classes: list[str]) -> int:
 
 def describe(config: Config, model: nn.Module, regime: str) -> str:
     """Say in a line what learns."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    count = count_parameters(model)
+    learning, total = count['learning'], count['all']
     grown = f' grown by {vars(model)["growth"]}' if config.grow and 'growth' in vars(model) else ''
     manner = regime if config.lora is None else f'{regime}, old layers by LoRA of rank {config.lora}'
     return f'{config.model}{grown}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {manner})'
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Count all parameters, and those that learn."""
+    parameters = list(model.parameters())
+    learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return {'learning': learning, 'all': sum(parameter.numel() for parameter in parameters)}
 
 
 def input_format(model: nn.Module, img_size: int | None) -> InputFormat:

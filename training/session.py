@@ -22,7 +22,7 @@ from .config import Config
 from .data import InputFormat, Normalize, create_images, create_loaders
 from .faults import Fault, shared_writing
 from .features import Features
-from .grow import Growing, check_growths
+from .grow import Growing, check_growths, grow_first
 from .image_cache import open_cache
 from .l2_sp import StartingPoint
 from .lora import create_adapters, merged_weights
@@ -106,6 +106,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     num_classes = networks.count_classes(config, sources['train'].classes)
     task = choose_task(config.multi_label, num_classes)
     network, origin = networks.build_network(config, num_classes)
+    grow_first(config, network, networks.begin_classifier(config, network, sources['train'].classes))
     base = {'base': networks.describe_base(config, network, origin)} if accelerator.is_main_process else {}
     input_format = networks.input_format(network, config.img_size)
     networks.check_img_size(network, input_format.img_size)

@@ -1,6 +1,8 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
+import timm
 import tyro
 
 from training.config import FREE_ON_RESUME, Config
@@ -98,7 +100,8 @@ def test_flags(flags: list[str], field: str, value: object) -> None:
         ({'thaw': 'all@0', 'epochs': 3}, r'at least 1 and below --epochs 3'),
         ({'thaw': 'all@3', 'epochs': 3}, r'at least 1 and below --epochs 3'),
         ({'cache_features': 1, 'regime': 'new', 'grow': ('wa16@1',)}, r'whole images: leave out --grow'),
-        ({'grow': ('wa16',)}, r'--grow wa16 is not understood: write GROWTH@EPOCHS'),
+        ({'grow': ('wa16@',)}, r'--grow wa16@ is not understood: write GROWTH, or GROWTH@EPOCHS'),
+        ({'grow': ('wa16@5', 'wa8')}, r'--grow wa16@5 wa8 must name epochs in rising order'),
         ({'grow': ('wa16@5', 'wa8@5')}, r'--grow wa16@5 wa8@5 must name epochs in rising order'),
         ({'grow': ('wa16@0',), 'epochs': 3}, r'--grow wa16@0 is out of range: .* below --epochs 3'),
         ({'grow': ('wa16@3',), 'epochs': 3}, r'--grow wa16@3 is out of range: .* below --epochs 3'),
@@ -175,3 +178,14 @@ def test_free_options_exist() -> None:
 )
 def test_blocks_answer_alone_where_new_units_read_lower_levels(model: str, given: float | None, weight: float) -> None:
     assert Config(model=model, block_loss=given).resolved().block_loss == weight
+
+
+def test_block_loss_is_told_from_the_growth_of_a_folder(tmp_path: Path) -> None:
+    network = timm.create_model('devnet', source='test_efficientnet', growth='wa8_mwa16')
+    timm.models.save_for_hf(network, tmp_path / 'best', safe_serialization=True)
+    plain = timm.create_model('test_efficientnet')
+    timm.models.save_for_hf(plain, tmp_path / 'plain_mwa16', safe_serialization=True)
+    models = (str(tmp_path), f'local-dir:{tmp_path}/best', str(tmp_path / 'plain_mwa16'), 'devnet')
+    assert [Config(model=model).resolved().block_loss for model in models] == [1.0, 1.0, 0.0, 1.0]
+    assert Config(model=models[2], grow=('wa8', 'mwa16')).resolved().block_loss == 1.0
+    assert Config(model=models[2], grow=('wa8', 'mwa16@3')).resolved().block_loss == 0.0

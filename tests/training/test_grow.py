@@ -1,3 +1,5 @@
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ from torch import nn
 
 import timm_devnet
 from training.config import Config
-from training.grow import Growing, check_growths
+from training.grow import Growing, check_growths, grow_first
+from training.networks import begin_classifier, build_network
 from training.schedule import create_groups, create_optimizer
 
 CONFIG = Config(model='tf_efficientnet_lite0', regime='new', grow=('wa16@1', 'wa8@3'), epochs=5)
@@ -81,3 +84,40 @@ def test_growths_that_cannot_be_are_refused_before_training(
     with pytest.raises(ValueError, match=message):
         check_growths(Config(model=model, grow=growths), network, accelerator)
     assert not timm_devnet.block_names(network)
+
+
+@pytest.mark.parametrize('pretrained', [True, False])
+def test_a_network_grown_first_is_the_one_built_so(pretrained: bool, lite_weights: Path) -> None:
+    config = Config(model='tf_efficientnet_lite0', pretrained=pretrained, grow=('mwa16', 'wa8'), epochs=1)
+    torch.manual_seed(config.seed)
+    grown: Any = build_network(config, 3)[0]
+    grow_first(config, grown, begin_classifier(config, grown, ['a', 'b', 'c']))
+    torch.manual_seed(config.seed)
+    built: Any = build_network(dataclasses.replace(config, model='tf_efficientnet_lite0_mwa16_wa8', grow=()), 3)[0]
+    assert grown.settled == built.settled == 0
+    assert grown.state_dict().keys() == built.state_dict().keys()
+    assert all(torch.equal(value, built.state_dict()[name]) for name, value in grown.state_dict().items())
+    assert start(grown, config).due(0) == []
+
+
+@pytest.mark.parametrize(('num_classes', 'keeps'), [(3, True), (4, False)])
+def test_what_a_checkpoint_has_grown_is_old_and_its_classifier_stays(
+    tmp_path: Path, num_classes: int, keeps: bool
+) -> None:
+    earlier = timm.create_model('tf_efficientnet_lite0_wa', growth='wa16', num_classes=3)
+    timm.models.save_for_hf(earlier, tmp_path, safe_serialization=True)
+    config = Config(model=f'local-dir:{tmp_path}', grow=('wa8',), epochs=1)
+    network: Any = timm.create_model(config.model, pretrained=True, num_classes=num_classes)
+    grow_first(config, network, begin_classifier(config, network, ['a', 'b', 'c', 'd'][:num_classes]))
+    assert network.settled == network._model_args['settled'] == 1
+    columns = network.classifier.weight
+    assert torch.equal(columns[:, :1296], earlier.classifier.weight) == keeps
+    assert bool(columns[:, 1296:].any()) != keeps
+
+
+def test_units_that_start_afresh_are_new_although_a_growth_follows() -> None:
+    config = Config(model='tf_efficientnet_lite0_wa16', pretrained=False, grow=('wa8',), epochs=1)
+    network = timm.create_model('tf_efficientnet_lite0_wa', growth='wa16', num_classes=3)
+    grow_first(config, network, starts_afresh=True)
+    assert network.settled == 0
+    assert network.growth == 'wa16_wa8'

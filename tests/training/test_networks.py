@@ -1,5 +1,6 @@
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ from training.config import Config
 from training.networks import (
     BlockAnswers,
     accepts,
+    begin_classifier,
     build_network,
     check_img_size,
     count_classes,
@@ -255,3 +257,18 @@ def test_a_tag_that_does_not_exist_is_told_in_a_line(name: str) -> None:
 def test_a_network_of_one_size_is_built_for_the_runs_images(name: str, side: int) -> None:
     model, _ = build_network(Config(model=name, pretrained=False, img_size=side), 3)
     assert accepts(model, side)
+
+
+@pytest.mark.parametrize('name', ['test_efficientnet', 'tf_efficientnet_lite0_wa8'])
+@pytest.mark.parametrize(('classes', 'is_random'), [(['a', 'b'], False), (['a', 'c'], True), (['a', 'b', 'c'], True)])
+def test_a_classifier_for_other_classes_starts_afresh(
+    name: str, classes: list[str], is_random: bool, tmp_path: Path
+) -> None:
+    registered, growth = timm_devnet.resolve_name(name)
+    earlier = timm.create_model(registered, num_classes=2, **growth)
+    timm.models.save_for_hf(earlier, tmp_path, model_config={'label_names': ['a', 'b']}, safe_serialization=True)
+    config = Config(model=f'local-dir:{tmp_path}')
+    network: Any = build_network(config, len(classes))[0]
+    assert begin_classifier(config, network, classes) == is_random
+    assert network.num_classes == len(classes)
+    assert torch.equal(network.get_classifier().weight[:2], earlier.get_classifier().weight) != is_random
