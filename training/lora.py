@@ -75,7 +75,7 @@ def create_adapters(config: Config, network: nn.Module, groups: list[dict[str, A
     return [*kept, {**group, 'name': 'adapters'}]
 
 
-def adaptable_layers(network: nn.Module, groups: list[dict[str, Any]], img_size: int) -> dict[str, nn.Module]:
+def adaptable_layers(network: nn.Module, groups: list[dict[str, Any]], img_size: int) -> dict[str, Any]:
     """List the old layers that learn and can have an adapter, by name.
 
     These are convolutions without groups and dilation, and linear layers, that the network calls: some networks read a
@@ -87,7 +87,7 @@ def adaptable_layers(network: nn.Module, groups: list[dict[str, Any]], img_size:
         img_size: Side of images that it takes.
     """
     learning = {id(parameter) for group in old_groups(groups) for parameter in group['params']}
-    candidates = {
+    candidates: dict[str, Any] = {
         name: module
         for name, module in network.named_modules()
         if is_plain_product(module) and id(module.weight) in learning
@@ -146,7 +146,7 @@ def count_adapters(model: nn.Module, rank: int = 1) -> int:
     groups = timm_devnet.parameter_groups(model, 'all', lr=1.0, weight_decay=0.0)
     layers = adaptable_layers(model, groups, resolve_data_config({}, model=model)['input_size'][-1])
     # One factor reads what the layer reads, the other gives what it gives.
-    return rank * sum(layer.weight[0].numel() + layer.weight.shape[0] for layer in layers.values())
+    return rank * sum(layer.weight[0].numel() + len(layer.weight) for layer in layers.values())
 
 
 def merged_weights(network: nn.Module) -> dict[str, Tensor]:
