@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sys
 import threading
 import traceback
@@ -33,6 +34,7 @@ def run_cell(config: Config, gpu: int | None, drops_weights: bool, told: Connect
     """
     # Ctrl-C reaches a whole group of processes; here the one that started it tells it when to stop.
     os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the process that it was copied from ignores
     threading.Thread(target=die_with_parent, daemon=True).start()
     if gpu is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = str(gpu)

@@ -106,14 +106,15 @@ class RunFolder:
             )
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
-        """Write metrics.csv and curves.png."""
+        """Write metrics.csv, and curves.png where something was measured: drawing takes as long as a small epoch."""
         table = io.StringIO()
         columns = dict.fromkeys(name for row in history for name in row)  # what learns may change, and so the columns
         writer = csv.DictWriter(table, fieldnames=list(columns))
         writer.writeheader()
         writer.writerows(history)
         replace_text(self.path / 'metrics.csv', table.getvalue())
-        replace_file(self.path / 'curves.png', lambda path: draw_curves(history, self.path.name, path))
+        if history[-1][measure_of(history[-1]).column] is not None:
+            replace_file(self.path / 'curves.png', lambda path: draw_curves(history, self.path.name, path))
 
     def write_predictions(self, table: str) -> None:
         """Write predictions.csv."""
