@@ -30,8 +30,11 @@ def methods_by_labels(setting: Setting) -> dict[str, tuple[Method, str]]:
     frozen = {name: known[name] for name in ('norm', 'skip', 'wa', 'mwa') if name in known}
     whole = {name: known[name] for name in ('ft', 'ft-slow', 'layer-decay', 'l2-sp', 'lora')}
     grown = {f'{name}-all': known[name] for name in ('wa', 'mwa') if name in known}
-    probes = {'probe': Method('linear probe'), 'probe-slow': Method('linear probe, a tenth of the rate', rate=0.1)}
-    listed = {
+    probes: dict[str, Method] = {
+        'probe': Method('linear probe'),
+        'probe-slow': Method('linear probe, a tenth of the rate', rate=0.1),
+    }
+    listed: dict[str, tuple[Method, str]] = {
         **{name: (method, FROZEN) for name, method in {**probes, 'levels': known['levels']}.items()},
         **{name: (relabelled(method, 'trunk frozen'), FROZEN) for name, method in frozen.items()},
         **{name: (method, WHOLE) for name, method in {**whole, **grown}.items()},
