@@ -22,6 +22,7 @@ from experiments.cells import Stopped, locked, run_cells
 from experiments.estimates import describe_estimate, estimate, list_cells, measure_pace
 from experiments.grids import Grid, Setting
 from experiments.intervals import MOST_SEEDS
+from experiments.labels import SHARES, SMALL_EPOCHS, SMALL_SHARES, by_labels
 from experiments.published import network_of, published
 from experiments.recipes import Recipe, make_recipe
 from experiments.results import refuse_changes
@@ -31,7 +32,7 @@ from experiments.targets import Target, read_target, small_target
 from train import EXIT_USER_ERROR
 from training.interruption import EXIT_INTERRUPTED
 
-Table = Literal['table1', 'table2', 'table3', 'table4', 'table5', 'table6', 'table7', 'table8']
+Table = Literal['table1', 'table2', 'table3', 'table4', 'table5', 'table6', 'table7', 'table8', 'labels']
 GRIDS: dict[str, Callable[[Setting], Grid]] = {
     'table1': grids.table1,
     'table2': grids.table2,
@@ -40,13 +41,15 @@ GRIDS: dict[str, Callable[[Setting], Grid]] = {
     'table5': grids.table5,
     'table6': chains.table6,
     'table7': chains.table7,
+    'labels': by_labels,
 }
 BY_REGIME = ('table1', 'table2', 'table3')
+WITH_RIVALS = ('table1', 'table5')
 WITH_SOURCE = ('table4', 'table6', 'table7')
 FULL_BASE, SMALL_BASE = 'alexnet', 'tf_efficientnet_lite0'
 # Targets and source of each table's small twin.
 SMALL_TARGETS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys((*BY_REGIME, 'table4'), ('small-digits',)),
+    **dict.fromkeys((*BY_REGIME, 'table4', 'labels'), ('small-digits',)),
     'table5': ('photographs', 'materials', 'cells', 'scenes'),
     'table6': (),
     'table7': ('materials', 'small-digits'),
@@ -61,7 +64,8 @@ class Request:
 
     table: tyro.conf.Positional[Table]
     """1 methods and regimes, 2 numbers of new units, 3 scaling, 4 what is left of the source task, 5 several targets,
-    6 growing on the source task itself, 7 is it only the size, 8 from task to task."""
+    6 growing on the source task itself, 7 is it only the size, 8 from task to task; labels: the paper's and rival
+    methods by the part of the labels."""
     data_dirs: Annotated[tuple[str, ...], tyro.conf.arg(aliases=['--data-dir'])] = ()
     """The targets: folders as train.py takes them (DIR/train/CLASS/*, DIR/val/CLASS/*), or DATASET=DIR for data sets
     that train.py knows by name: sun397=/data/SUN397. One for tables 1 to 4; for table 8 the task on the way, and then
@@ -79,17 +83,23 @@ class Request:
     other_weights: str | None = None
     """Table 8: file of other weights of the base, such as AlexNet's of Places."""
     methods: tuple[str, ...] = ()
-    """Which methods to run (none: all of the table): ft, ft-slow, norm, skip, hidden, da, wa, dwa, wwa, mwa; tables 2
-    and 3 have names of their own, which a wrong name lists."""
+    """Which methods to run (none: all of the table): ft, ft-slow, norm, skip, hidden, da, wa, dwa, wwa, mwa, and with
+    --rivals levels, layer-decay, l2-sp, lora; tables 2, 3 and labels have names of their own, which a wrong name lists.
+    """
     regimes: tuple[str, ...] = ()
     """Which regimes, by the paper's names, in tables 1 to 3: New FC7-New FC6-New All (none: all; the small twins of
     tables 2 and 3 have New and All)."""
+    rivals: bool = False
+    """Tables 1 and 5: beside the table's methods also all levels without units (New), and layer decay, L2-SP and LoRA
+    with as many parameters as mwa (All)."""
+    labels: tuple[int, ...] = ()
+    """Table labels: parts of the training images of each class, in % (none: 15 30 50 100, and 15 100 with --small)."""
     seeds: int = 3
     """Runs of each kind: seeds 0, 1, ..."""
     small: bool = False
     """Run the table's small twin: EfficientNet-Lite0 on images that come with packages, about a hundred labels."""
     epochs: int | None = None
-    """Passes over the training images (None: 20, and 8 with --small)."""
+    """Passes over the training images, in table labels over all of them (None: 20; with --small 8, and 4 in labels)."""
     img_size: int | None = None
     """Side of the images in pixels (None: what the base was pretrained at, and 64 with --small)."""
     batch_size: int | None = None
@@ -120,6 +130,8 @@ class Request:
         """
         refused = {
             'regimes': self.table not in BY_REGIME,
+            'rivals': self.table not in WITH_RIVALS,
+            'labels': self.table != 'labels',
             'source_dir': self.table not in WITH_SOURCE,
             'source_epochs': self.table not in WITH_SOURCE,
             'other_models': self.table != 'table8',
@@ -128,7 +140,7 @@ class Request:
         }
         for name, is_refused in refused.items():
             value = getattr(self, name)
-            if is_refused and value not in (None, ()):
+            if is_refused and value not in (None, (), False):
                 raise ValueError(f'--{name.replace("_", "-")} {value} has no meaning for {self.table}: leave it out')
         if not 1 <= self.seeds <= MOST_SEEDS:
             raise ValueError(f'--seeds {self.seeds} is out of range: it must be 1 to {MOST_SEEDS}')
@@ -136,6 +148,8 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f'--{name.replace("_", "-")} {value} is out of range: it must be at least 1')
+        if any(not 1 <= share <= 100 for share in self.labels) or len({*self.labels}) < len(self.labels):
+            raise ValueError(f'--labels {self.labels} must be parts in %, each from 1 to 100 and once')
         given, wanted = len(self.data_dirs), {'table8': 2, 'table5': None, 'table7': None}.get(self.table, 1)
         is_default = not given and (self.small or self.table == 'table6')
         if not is_default and given != (wanted or given or 1):
@@ -228,6 +242,8 @@ def make_grid(request: Request) -> tuple[Setting, Grid]:
         name: getattr(request, name)
         for name in ('epochs', 'img_size', 'batch_size', 'lr', 'mixed_precision', 'workers', 'pretrained_path')
     }
+    if request.table == 'labels' and request.small:
+        options['epochs'] = request.epochs or SMALL_EPOCHS
     recipe = make_recipe(request.small, str(request.folder), request.source_epochs, options)
     targets, source = request.find_targets(), request.find_source()
     bases = {task.name: describe_base(request.base, task.classes) for task in (*targets, source) if task}
@@ -239,6 +255,8 @@ def make_grid(request: Request) -> tuple[Setting, Grid]:
         seeds=request.seeds,
         methods=request.methods,
         regimes=request.regimes,
+        rivals=request.rivals,
+        shares=request.labels or (SMALL_SHARES if request.small else SHARES),
         source=source,
         is_small=request.small,
     )

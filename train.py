@@ -30,7 +30,17 @@ from training.metrics import evaluate, kept_answers, objective, split_output
 from training.progress import LiveLine, describe_epoch
 from training.report import write_report
 from training.run_folder import RunFolder, describe_run, find_folder, make_folder
-from training.session import Session, begin, change, find_teacher, prepare, refuse_faults, resume, save
+from training.session import (
+    Session,
+    begin,
+    change,
+    find_teacher,
+    plain_weights,
+    prepare,
+    refuse_faults,
+    resume,
+    save,
+)
 
 EXIT_USER_ERROR = 2
 EXIT_AT_ONCE = 128 + signal.SIGINT  # as shells have it
@@ -198,6 +208,8 @@ def train_batch(session: Session, number: int, batch: Any, targets: Tensor, indi
         if accelerator.sync_gradients and watch.leaves_out(accelerator):
             progress.skipped += 1
         else:
+            if accelerator.sync_gradients and session.start is not None:
+                session.start.pull(accelerator.scaler)
             if accelerator.sync_gradients and config.clip_grad is not None:
                 accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
             optimizer.step()
@@ -240,11 +252,7 @@ def finish_epoch(session: Session, folder: RunFolder, live_line: LiveLine, inter
     )
     session.curves.add_epoch(session.step, row)
     session.tally = session.task.training_tally(accelerator.device)
-    weights = (
-        sharding.whole_weights(accelerator, session.model, session.network)
-        if session.ema is None
-        else session.ema.module.state_dict()
-    )
+    weights = plain_weights(session)
     with shared_writing(accelerator, f'the checkpoints in {folder.state} are as before'):
         if accelerator.is_main_process:
             live_line.write(describe_epoch(row, session.epochs))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import timm_devnet
+from training.config import Config
 from training.networks import input_format
 
 from .bases import Base
@@ -125,8 +126,15 @@ def expect_seconds(cell: Cell, grid: Grid, results: dict[str, Result], target: T
     config = cell.config
     assert config.epochs is not None, 'recipes state their epochs'
     step_s = pace.train_s if config.regime == 'all' else pace.forward_s
-    seen = target.train_images * (config.cache_features or config.epochs)
+    seen = count_train_images(config, target) * (config.cache_features or config.epochs)
     return START_S + seen * step_s + target.val_images * pace.forward_s
+
+
+def count_train_images(config: Config, target: Target) -> int:
+    """Count the images that a cell is trained on."""
+    if config.labels_per_class is not None:
+        return config.labels_per_class * target.classes
+    return round(target.train_images * (config.label_share or 1.0))
 
 
 def network_of(cell: Cell, base: Base) -> str:

@@ -12,6 +12,7 @@ from .bases import REGIMES, Base
 from .methods import Method, configure, methods_of
 from .published import Figures
 from .recipes import Recipe
+from .rivals import rivals_of
 from .targets import Target
 
 CONTROLS = ('fine-tuning', 'norm', 'skip')
@@ -84,6 +85,10 @@ class Setting:
     """Names of those wanted; all of the table's if empty."""
     regimes: tuple[str, ...] = ()
     """The paper's names of those wanted; all if empty."""
+    rivals: bool = False
+    """Whether other ways to fine-tune stand beside the table's methods."""
+    shares: tuple[int, ...] = ()
+    """Parts of the labels, in %, of the table that varies them."""
     source: Target | None = None
     """The task that was learnt first; None for the base's pretrained weights."""
     is_small: bool = False
@@ -95,7 +100,9 @@ class Setting:
 
     def methods_for(self, task: Target, default: Sequence[str]) -> dict[str, Method]:
         """Take those methods that are wanted, as they are for the classes of a task."""
-        return self.chosen(methods_of(self.bases[task.name]), default)
+        base = self.bases[task.name]
+        rivals = rivals_of(base, task.classes) if self.rivals else {}
+        return self.chosen({**methods_of(base), **rivals}, (*default, *rivals))
 
     def figure(self, row: str, column: str) -> float | None:
         """The paper's figure, where it has one."""
@@ -138,9 +145,10 @@ def by_regime(setting: Setting, methods: Mapping[str, Method], regimes: Mapping[
     for seed, (column, regime), (name, method) in itertools.product(
         range(setting.seeds), regimes.items(), methods.items()
     ):
-        recipe = setting.recipe.at(target, regime, seed, f'{name}_{column.lower()}_seed{seed}')
-        figure = setting.figure(method.published, column)
-        cells.append(Cell(method.label, column, configure(method, setting.base, recipe), published=figure))
+        if column in method.regimes:
+            recipe = setting.recipe.at(target, regime, seed, f'{name}_{column.lower()}_seed{seed}')
+            figure = setting.figure(method.published, column)
+            cells.append(Cell(method.label, column, configure(method, setting.base, recipe), published=figure))
     return tuple(cells)
 
 
@@ -220,7 +228,8 @@ def table5(setting: Setting) -> Grid:
     cells = []
     tasks = [(task, method) for task in setting.targets for method in setting.methods_for(task, TABLE5).items()]
     for seed, (target, (name, method)) in itertools.product(range(setting.seeds), tasks):
-        recipe = setting.recipe.at(target, 'all', seed, f'{name}_{target.name}_seed{seed}')
-        figure = setting.figure(method.published, target.name)
-        cells.append(Cell(method.label, target.name, configure(method, setting.base, recipe), published=figure))
+        if 'All' in method.regimes:
+            recipe = setting.recipe.at(target, 'all', seed, f'{name}_{target.name}_seed{seed}')
+            figure = setting.figure(method.published, target.name)
+            cells.append(Cell(method.label, target.name, configure(method, setting.base, recipe), published=figure))
     return Grid('Several targets', tuple(cells))

@@ -9,7 +9,7 @@ from typing import Any
 
 from training.config import Config
 
-from .bases import Base
+from .bases import REGIMES, Base
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Method:
     """Factor of the recipe's learning rate."""
     published: str = ''
     """The paper's name of it; '' for what the paper does not have."""
+    regimes: tuple[str, ...] = REGIMES
+    """Those that it has a meaning in, by the paper's names."""
 
 
 def methods_of(base: Base) -> dict[str, Method]:

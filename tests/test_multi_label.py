@@ -215,6 +215,7 @@ def test_a_changed_label_is_changed_data(gentle: Config, labelled_folder: Path) 
     [
         ({'balanced': True}, '--multi-label: images belong to no single class, so leave out --balanced'),
         ({'labels_per_class': 3}, 'so leave out --labels-per-class'),
+        ({'label_share': 0.5}, 'so leave out --label-share'),
         ({'dataset': 'sun397'}, '--multi-label: --dataset sun397 gives each image one class; give --data-dir FOLDER'),
         ({'dataset': 'digits', 'data_dir': None}, '--multi-label: --dataset digits gives each image one class'),
         ({'data_dir': None}, '--multi-label: --dataset digits gives each image one class'),

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train
 from tests.test_train import assert_same_weights, metrics, run_script, stop_after
@@ -27,6 +28,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     'averaged': dict(model_ema=True, model_ema_decay=0.9, model_ema_warmup=True),
     'thawed': dict(regime='new', thaw='conv_head-new@1,all@2'),
     'thawed, averaged': dict(regime='new', thaw='all@1', model_ema=True, model_ema_decay=0.8, opt='adamw', lr=0.001),
+    'pulled': dict(l2_sp=0.5, clip_grad=1.0, grow=('wa16@1',), model_ema=True, model_ema_decay=0.5),
+    'pulled, thawed': dict(l2_sp=0.5, regime='new', thaw='conv_head-new@1,all@2', grad_accum_steps=2),
+    'adapted': dict(lora=2, model_ema=True, model_ema_decay=0.5, lr=0.001, clip_grad=1.0),
     'decayed': dict(layer_decay=0.7, opt='lamb', opt_betas=(0.8, 0.99), opt_eps=1e-5, regime='new', thaw='all@2'),
 }
 
@@ -37,9 +41,21 @@ def config(config: Config) -> Config:
     return dataclasses.replace(config, batch_size=8, epochs=3, warmup_epochs=0.4)
 
 
+def write_weights(path: Path, seed: int) -> str:
+    """Write weights to start from."""
+    torch.manual_seed(seed)
+    save_file(timm.create_model('test_efficientnet').state_dict(), path)
+    return str(path)
+
+
 @pytest.mark.parametrize('recipe', RECIPES)
-def test_a_stopped_run_goes_on_bit_for_bit(config: Config, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(
+    config: Config, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = dataclasses.replace(config, **RECIPES[recipe])
+    if config.l2_sp is not None:
+        file = write_weights(tmp_path / 'start.safetensors', seed=1)
+        config = dataclasses.replace(config, pretrained=True, pretrained_path=file)
     if config.grad_accum_steps > 1:
         config = dataclasses.replace(config, batch_size=4)
     unbroken = train.main(dataclasses.replace(config, experiment='unbroken'))
@@ -50,6 +66,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(config: Config, recipe: str, monkeypa
             with pytest.raises(InterruptedRun):
                 train.main(dataclasses.replace(config, resume=resume))
         resume = 'auto'
+        if config.pretrained:  # where a run began is in its checkpoints
+            write_weights(tmp_path / 'start.safetensors', seed=2)
     resumed = train.main(dataclasses.replace(config, resume='auto'))
     assert_same_weights(resumed['run'], unbroken['run'])
     assert metrics(resumed['run']) == metrics(unbroken['run'])
@@ -68,6 +86,17 @@ def test_what_thaws_begins_to_learn(config: Config) -> None:
     assert all(not torch.equal(after[name], before[name]) for name in before if name.endswith('.weight'))
 
 
+def test_old_layers_stay_near_where_they_are_pulled_to(config: Config, tmp_path: Path) -> None:
+    file = write_weights(tmp_path / 'start.safetensors', seed=1)
+    config = dataclasses.replace(config, pretrained=True, pretrained_path=file, sched='none', epochs=2)
+    free, pulled = (
+        weights(train.main(dataclasses.replace(config, l2_sp=weight))['run'])['conv_stem.weight']
+        for weight in (0.0, 50.0)
+    )
+    start = load_file(file)['conv_stem.weight']
+    assert 0 < (pulled - start).norm() < 0.3 * (free - start).norm()
+
+
 def test_the_average_is_what_is_measured_and_kept(config: Config) -> None:
     plain = train.main(config)['run']
     same = train.main(dataclasses.replace(config, model_ema=True, model_ema_decay=0.0))['run']
@@ -78,6 +107,16 @@ def test_the_average_is_what_is_measured_and_kept(config: Config) -> None:
         assert ours['train_loss'] == theirs['train_loss']
         assert ours['val_loss'] != theirs['val_loss']
     assert not torch.equal(weights(averaged)['conv_stem.weight'], weights(plain)['conv_stem.weight'])
+
+
+def test_adapters_leave_a_plain_network_that_answers_as_they_did(config: Config) -> None:
+    config = dataclasses.replace(config, model='tf_efficientnet_lite0_mwa512', lora=2, lr=0.003, regime='all')
+    summary = train.main(config)
+    last = metrics(summary['run'])[-1]
+    loaded = timm.create_model(f'local-dir:{summary["run"]}/last', pretrained=True)
+    assert {*loaded.state_dict()} == {*timm.create_model(config.model, num_classes=3).state_dict()}
+    measured = train.main(Config(model=str(Path(summary['run'], 'last')), data_dir=config.data_dir, eval_only=True))
+    assert measured['loss'] == pytest.approx(float(last['val_loss']), rel=1e-5)
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees(config: Config, image_folder: Path) -> None:
@@ -118,7 +157,7 @@ def test_regimes_that_cannot_follow_leave_nothing(config: Config, options: dict,
     assert not Path(config.output).exists()
 
 
-def test_two_processes_thaw_as_one_does_and_go_on_bit_for_bit(config: Config) -> None:
+def test_two_processes_thaw_as_one_does_and_go_on_bit_for_bit(config: Config, tmp_path: Path) -> None:
     # No batch norm and no dropout: those see each process's own images.
     config = dataclasses.replace(
         config,
@@ -130,7 +169,11 @@ def test_two_processes_thaw_as_one_does_and_go_on_bit_for_bit(config: Config) ->
         sched='none',
         model_ema=True,
         model_ema_decay=0.5,
+        l2_sp=0.5,
+        pretrained=True,
+        pretrained_path=str(tmp_path / 'start.safetensors'),
     )
+    save_file(timm.create_model(config.model).state_dict(), tmp_path / 'start.safetensors')
     one = metrics(train.main(dataclasses.replace(config, experiment='one'))['run'])
     two = dataclasses.replace(config, batch_size=4)
     for experiment, epochs, resume in (('unbroken', 3, None), ('two', 2, None), ('two', 3, 'auto')):

@@ -6,7 +6,7 @@ from . import models
 from .consolidate import Consolidated, consolidate
 from .frozen import split_frozen
 from .growable import Growable, list_growable
-from .growing import block_logits, block_names, grow, to_own_layout
+from .growing import all_levels, block_logits, block_names, grow, to_own_layout
 from .growth import Growth
 from .growth import parse as parse_growth
 from .keeping import forward_heads, keep_head, recall_head
@@ -21,6 +21,7 @@ __all__ = [
     'Growable',
     'Growth',
     'Reconcile',
+    'all_levels',
     'block_logits',
     'block_names',
     'consolidate',

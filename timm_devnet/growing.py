@@ -9,13 +9,22 @@ from torch import Tensor, nn
 
 from .any_network import grown_class
 from .grown import FAMILIES, Grown, Options
-from .growth import Growth, parse
+from .growth import Block, Growth, parse
 from .keeping import attach_head, copy_head
 from .optimizer_state import Before, average_of, carry_average, carry_optimizer, inner_optimizer
 from .plan import Level
 from .reconcile import SCALE_INIT
 
-__all__ = ['block_logits', 'block_names', 'check_growth', 'family_of', 'grow', 'old_levels', 'to_own_layout']
+__all__ = [
+    'all_levels',
+    'block_logits',
+    'block_names',
+    'check_growth',
+    'family_of',
+    'grow',
+    'old_levels',
+    'to_own_layout',
+]
 
 
 def family_of(model: nn.Module) -> type[Grown]:
@@ -35,6 +44,28 @@ def family_of(model: nn.Module) -> type[Grown]:
 def old_levels(model: nn.Module) -> list[Level]:
     """The levels of the old network, from the top down, of a plain or a grown one."""
     return family_of(model).levels_of(model)
+
+
+def all_levels(model: nn.Module) -> str:
+    """Name the growth that passes every lower level of the old network, pooled and reconciled, to the classifier.
+
+    Trained in regime `new`, the network is a linear classifier of the features of all levels.
+
+    Args:
+        model: A network that can grow, plain or grown.
+
+    Returns:
+        A growth without units, for `grow` or a network's name.
+
+    Source:
+        Head2Toe (Evci, Dumoulin, Larochelle, Mozer, 2022), without its choice of features by group lasso.
+
+    Example:
+        >>> import timm, timm_devnet
+        >>> all_levels(timm.create_model('tf_efficientnet_lite0', device='meta'))
+        'r1r2r3r4r5r6r7r8u0'
+    """
+    return str(Growth(((Block(0, tuple(range(1, len(old_levels(model)))), 0),),)))
 
 
 def to_own_layout(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -79,6 +79,8 @@ class Config:
     """Train on every class equally often, however many images it has."""
     labels_per_class: int | None = None
     """Train on this many images of each class, chosen by --seed (None: on all of them)."""
+    label_share: float | None = None
+    """Train on this part of the images of each class, at least one of each, chosen by --seed (None: on all of them)."""
     bad_images: Literal['stop', 'skip'] = 'stop'
     """At an unreadable image: stop with its name, or skip it and list it in the run folder's bad_images.txt."""
     cache_images: bool = False
@@ -157,8 +159,14 @@ class Config:
     lwf: float = 0.0
     """With --keep-heads: weight of learning without forgetting, which holds what earlier heads say of the new images to
     what the network that the run starts from says (0: off)."""
+    lora: int | None = None
+    """LoRA: the old layers that --regime trains learn through adapters of this rank beside them and are frozen
+    themselves (None: they learn themselves). For convolutions without groups and linear layers; needs the package
+    peft."""
+    lora_alpha: float | None = None
+    """What adapters give is multiplied by this over their rank (None: by 1)."""
     lr: float = 0.01
-    """Learning rate of pretrained layers."""
+    """Learning rate of pretrained layers, or of the adapters beside them."""
     new_lr_mult: float = 10.0
     """New units, their scales and the classifier learn at this multiple of --lr."""
     layer_decay: float | None = None
@@ -173,6 +181,9 @@ class Config:
     """Betas of the optimizer (None: its own)."""
     weight_decay: float = 5e-4
     """Weight decay."""
+    l2_sp: float | None = None
+    """L2-SP: pull all pretrained parameters that learn to where they started, with this weight, and do not decay them;
+    --weight-decay is for what is new (None: it is for both)."""
     sched: Literal['step', 'cosine', 'tanh', 'none'] = 'step'
     """How the rate falls over the run; it follows updates, not epochs. none: it does not, after the warm-up."""
     decay_epochs: float | None = None
@@ -230,7 +241,8 @@ class Config:
     """CPU threads of each process (None: all cores, shared among this machine's processes; a launcher's own
     OMP_NUM_THREADS=1 is not taken for your wish, so say 1 here if you mean 1)."""
     seed: int = 42
-    """Of the new weights, the order of the images, their augmentation, dropout and --labels-per-class."""
+    """Of the new weights, the order of the images, their augmentation, dropout, and which images --labels-per-class or
+    --label-share choose."""
 
     # Run
     output: str = 'output/train'
@@ -294,11 +306,13 @@ class Config:
         at_least_one = (
             'cache_features batch_size grad_accum_steps eval_every epochs img_size labels_per_class threads num_classes'
         )
-        for name in (*at_least_one.split(), 'recount', 'keep_checkpoints'):
+        for name in (*at_least_one.split(), 'recount', 'keep_checkpoints', 'lora'):
             self._require(name, lambda value: value >= 1, 'at least 1')
-        for name in ('lr', 'new_lr_mult', 'decay_rate', 'decay_epochs', 'clip_grad'):
+        for name in ('lr', 'new_lr_mult', 'decay_rate', 'decay_epochs', 'clip_grad', 'lora_alpha'):
             self._require(name, lambda value: value > 0, 'above 0')
-        at_least_zero = 'weight_decay min_lr warmup_epochs block_loss workers seed color_jitter mixup cutmix opt_eps'
+        at_least_zero = (
+            'weight_decay l2_sp min_lr warmup_epochs block_loss workers seed color_jitter mixup cutmix opt_eps'
+        )
         for name in (*at_least_zero.split(), 'mixup_off_epoch', 'lwf'):
             self._require(name, lambda value: value >= 0, 'at least 0')
         for name in ('momentum', 'smoothing', 'drop', 'model_ema_decay'):
@@ -307,7 +321,8 @@ class Config:
             self._require(name, lambda value: 0 <= value <= 1, 'between 0 and 1')
         for name in ('scale', 'ratio'):
             self._require(name, lambda value: 0 < value[0] <= value[1], 'two numbers above 0, the lesser first')
-        self._require('layer_decay', lambda value: 0 < value <= 1, 'above 0 and at most 1')
+        for name in ('layer_decay', 'label_share'):
+            self._require(name, lambda value: 0 < value <= 1, 'above 0 and at most 1')
         self._require('checkpoint_every', CHECKPOINT_EVERY.fullmatch, 'updates (500), seconds (600s), or epoch')
         self._require('scale_init', lambda value: value == 'off' or value > 0, 'above 0, or off')
         if self.val_share is not None and not 0 < self.val_share < 1:
@@ -334,6 +349,7 @@ class Config:
             raise ValueError(f'--opt {self.opt} is not an optimizer of timm; near it: {", ".join(near)}')
         self._validate_task()
         self._validate_heads()
+        self._validate_old_layers()
         self._validate_optimizer()
         self._validate_augmentation()
         self._validate_thaws()
@@ -346,6 +362,11 @@ class Config:
                 f'--labels {self.labels} is the list of labels of a folder: give --multi-label and --data-dir, or '
                 'leave it out'
             )
+        if self.labels_per_class is not None and self.label_share is not None:
+            raise ValueError(
+                f'--labels-per-class {self.labels_per_class} and --label-share {self.label_share} both choose images: '
+                'give one of them'
+            )
         if not self.multi_label:
             return
         if self.dataset and self.dataset.partition('/')[0].lower() not in ('hfds', 'hfids'):
@@ -353,7 +374,7 @@ class Config:
                 f'--multi-label: --dataset {self.dataset} gives each image one class; give --data-dir FOLDER with a '
                 'list of labels, hfds/NAME or hfids/NAME'
             )
-        given = [name for name in ('balanced', 'labels_per_class') if getattr(self, name)]
+        given = [name for name in ('balanced', 'labels_per_class', 'label_share') if getattr(self, name)]
         if given:
             flags = ', '.join(f'--{name.replace("_", "-")}' for name in given)
             raise ValueError(f'--multi-label: images belong to no single class, so leave out {flags}')
@@ -372,6 +393,30 @@ class Config:
             raise ValueError(f'--lwf {self.lwf} asks two networks about every image: leave out --cache-features')
         if self.regime == 'new' and not self.thaw:
             raise ValueError(f'--lwf {self.lwf}: in regime new nothing learns that earlier heads read: leave it out')
+
+    def _validate_old_layers(self) -> None:
+        """Refuse what is said of old layers that do not learn, or learn in another way."""
+        if self.l2_sp is not None and not self.pretrained:
+            raise ValueError(
+                f'--l2-sp {self.l2_sp} pulls to pretrained weights and --no-pretrained leaves none: drop one'
+            )
+        if self.l2_sp is not None and self.regime == 'new' and not self.thaw:
+            raise ValueError(f'--l2-sp {self.l2_sp}: in regime new no pretrained layer learns: leave it out')
+        if self.lora_alpha is not None and self.lora is None:
+            raise ValueError(f'--lora-alpha {self.lora_alpha} needs --lora')
+        if self.lora is None:
+            return
+        if self.regime == 'new':
+            raise ValueError(
+                f'--lora {self.lora}: in regime new no old layer learns: give the regime of those that shall have '
+                'adapters, such as all'
+            )
+        others = ('thaw', 'grow', 'keep_heads', 'layer_decay', 'l2_sp', 'cache_features')
+        given = [f'--{name.replace("_", "-")}' for name in others if getattr(self, name) not in (None, (), False)]
+        if given:
+            raise ValueError(
+                f'--lora {self.lora} freezes old layers and puts adapters beside them: leave out {", ".join(given)}'
+            )
 
     def _validate_optimizer(self) -> None:
         """Refuse arguments that the optimizer does not take."""

@@ -300,7 +300,8 @@ def describe(config: Config, model: nn.Module, regime: str) -> str:
     count = count_parameters(model)
     learning, total = count['learning'], count['all']
     grown = f' grown by {vars(model)["growth"]}' if config.grow and 'growth' in vars(model) else ''
-    return f'{config.model}{grown}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {regime})'
+    manner = regime if config.lora is None else f'{regime}, old layers by LoRA of rank {config.lora}'
+    return f'{config.model}{grown}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {manner})'
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

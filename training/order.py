@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from .config import Config
-from .sources import Source, Target, choose_per_class, describe_split_files
+from .sources import Source, Target, choose_per_class, choose_share, describe_split_files
 
 if TYPE_CHECKING:
     from .data import InputFormat
@@ -97,7 +97,10 @@ class BalancedOrder(EpochOrder):
 def create_order(config: Config, sources: dict[str, Source], processes: int) -> EpochOrder:
     """Make the order in which all processes together train on the images."""
     update_size = config.batch_size * config.grad_accum_steps * processes
-    chosen = choose_per_class(sources['train'], config.labels_per_class, config.seed)
+    if config.label_share is not None:
+        chosen = choose_share(sources['train'], config.label_share, config.seed)
+    else:
+        chosen = choose_per_class(sources['train'], config.labels_per_class, config.seed)
     if config.balanced:
         # Cached features have the views of some epochs only; a batch must be of one view.
         turn_step = (config.cache_features or 1) << 32

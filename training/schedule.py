@@ -18,11 +18,15 @@ from .config import Config
 def create_groups(config: Config, network: nn.Module, regime: str) -> list[dict[str, Any]]:
     """Make a network ready for a regime, and its parameter groups, before anything wraps it.
 
-    Under --layer-decay there is a group for each rate of old layers; timm tells the layers apart.
+    Under --layer-decay there is a group for each rate of old layers; timm tells the layers apart. Under --l2-sp old
+    layers are pulled to their start and not decayed (see `l2_sp.py`).
     """
     groups = timm_devnet.parameter_groups(
         network, regime, config.lr, config.weight_decay, config.new_lr_mult, heads_learn=config.lwf > 0
     )
+    if config.l2_sp is not None:
+        for group in old_groups(groups):
+            group['weight_decay'] = 0.0
     if config.layer_decay is None:
         return groups
     layers = param_groups_layer_decay(network, layer_decay=config.layer_decay)
@@ -36,6 +40,11 @@ def create_groups(config: Config, network: nn.Module, regime: str) -> list[dict[
             part = {**group, 'params': [], 'lr_scale': group['lr_scale'] * factor, 'name': name}
             split.setdefault((group['name'], factor), part)['params'].append(parameter)
     return list(split.values())
+
+
+def old_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tell the groups of old layers, those that `create_groups` made and those of --thaw, from what is new."""
+    return [group for group in groups if group['name'].startswith('old')]
 
 
 def create_optimizer(

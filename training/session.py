@@ -27,6 +27,8 @@ from .features import Features
 from .grow import Growing, check_growths, grow_first
 from .image_cache import open_cache
 from .keep_heads import Kept, attach_heads, copy_heads, measure_before
+from .l2_sp import StartingPoint
+from .lora import create_adapters, merged_weights
 from .metrics import BadImages, MeanLoss, kept_answers, objective
 from .nonfinite import LossWatch
 from .order import EpochOrder, create_order
@@ -70,6 +72,8 @@ class Session:
     growing: Growing
     ema: ModelEmaV3 | None
     """Moving average of the network's weights."""
+    start: StartingPoint | None
+    """What --l2-sp pulls old layers to."""
     curves: trackers.Curves
     watch: LossWatch
     pace: CheckpointPace
@@ -88,8 +92,9 @@ class Session:
     @property
     def state(self) -> RunState:
         """What a checkpoint holds."""
-        further = {} if self.ema is None else {'ema': self.ema}
-        return RunState(self.network, self.thawing, self.order, self.progress, self.tally, further)
+        further = {'ema': self.ema, 'start': self.start}
+        kept = {name: stateful for name, stateful in further.items() if stateful is not None}
+        return RunState(self.network, self.thawing, self.order, self.progress, self.tally, kept)
 
     def inputs(self, batch: Any) -> tuple[Tensor, ...]:
         """Make what `model` reads of what a loader gives: pixels (N, H, W, 3), or a list of features."""
@@ -120,6 +125,8 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     check_thaws(config, network, accelerator)
     check_growths(config, network, accelerator)
     groups = create_groups(config, network, config.regime)
+    if config.lora is not None:
+        groups = create_adapters(config, network, groups, input_format.img_size)
     learner = networks.wrap_answers(config, network)
     config = dataclasses.replace(
         config, memory_format=choose_memory_format(config, learner, input_format.img_size, accelerator)
@@ -170,6 +177,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
         thawing=Thawing(config, network, prepared_optimizer),
         growing=Growing(config, network, prepared_optimizer, ema),
         ema=ema,
+        start=None if config.l2_sp is None else StartingPoint(config.l2_sp, network, prepared_optimizer),
         curves=trackers.Curves(accelerator, order.update_size),
         watch=LossWatch(network, sources['train'], skips=config.nonfinite == 'skip'),
         pace=CheckpointPace(config.checkpoint_every),
@@ -272,9 +280,23 @@ def follow_changes(session: Session, is_bare: bool) -> None:
         unwrap(session)
         accelerator.free_memory()  # else the earlier DDP would average too
         session.model, *_ = accelerator.prepare(session.model, session.optimizer, *session.loaders.values())
+    if session.start is not None:
+        session.start.follow()
     settle(session)
     session.schedule = create_schedule(session.config, session.optimizer.optimizer, session.order.updates)
     session.schedule.step_update(session.step)
+
+
+def plain_weights(session: Session) -> dict[str, Tensor]:
+    """Give what is measured and kept as the state dict of a network as timm makes it; every process must call this.
+
+    Where the network is spread over the processes, it is empty on all but the main one.
+    """
+    if session.config.lora is not None:
+        return merged_weights(session.evaluated)
+    if session.ema is not None:
+        return session.ema.module.state_dict()
+    return sharding.whole_weights(session.accelerator, session.model, session.network)
 
 
 def refuse_faults(session: Session, folder: RunFolder, is_saving: bool = False) -> None:

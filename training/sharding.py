@@ -35,8 +35,10 @@ def adjust(accelerator: Accelerator, config: Config) -> None:
     parallel = accelerator.parallelism_config
     if parallel is not None and max(parallel.tp_size, parallel.cp_size, parallel.sp_size) > 1:
         raise ValueError('tensor, context and sequence parallelism are for transformers: leave their sizes at 1')
-    if is_spread(accelerator) and (config.model_ema or config.cache_features):
-        raise ValueError('--model-ema and --cache-features need the whole network in each process: leave out sharding')
+    whole = ('model_ema', 'cache_features', 'l2_sp', 'lora')
+    needs_whole = [f'--{name.replace("_", "-")}' for name in whole if getattr(config, name) not in (None, False)]
+    if is_spread(accelerator) and needs_whole:
+        raise ValueError(f'{" and ".join(needs_whole)} need the whole network in each process: leave out sharding')
     if accelerator.distributed_type == DistributedType.FSDP:
         adjust_fsdp(accelerator)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -83,6 +83,7 @@ def describe_case(config: Config, img_size: int, accelerator: Accelerator) -> st
             f'compile {config.torchcompile}',
             accelerator.mixed_precision,
         ),
+        *([] if config.lora is None else [f'lora {config.lora}']),
         *(f'{torch.get_num_threads()} threads', device_name(accelerator.device), f'torch {torch.__version__}'),
     )
     return ', '.join(parts)

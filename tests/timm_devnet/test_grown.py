@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_devnet import block_logits, block_names, convert_lite, grow
+from timm_devnet import all_levels, block_logits, block_names, convert_lite, grow
+from timm_devnet.growing import old_levels
 
 LITE = 'tf_efficientnet_lite0'
 Build = Callable[..., Any]
@@ -488,3 +489,14 @@ def test_copies_depend_on_the_seed_alone(alexnet: nn.Module) -> None:
     torch.rand(5)
     other = grow(copy.deepcopy(alexnet), 'wa16', new_init='copy').state_dict()
     assert torch.equal(one['grown.fc7_1.fc.weight'], other['grown.fc7_1.fc.weight'])
+
+
+@pytest.mark.parametrize('name', ['tf_efficientnet_lite0', 'vgg11_bn', 'alexnet', 'test_resnet', 'test_vit'])
+def test_all_levels_reach_the_classifier(name: str, narrow: None) -> None:
+    model = timm.create_model(name, num_classes=3)
+    levels = old_levels(model)
+    grow(model, all_levels(model))
+    assert len(block_names(model)) == len(levels)
+    added = {layer.reads[0] for layer in model.plan.layers if layer.kind == 'pass'}
+    assert added == {level.name for level in levels[1:]}
+    assert all(layer.kind in ('pass', 'scaled') for layer in model.plan.layers)

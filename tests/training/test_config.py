@@ -54,6 +54,18 @@ def test_flags(flags: list[str], field: str, value: object) -> None:
     [
         ({'batch_size': 0}, r'--batch-size 0 is out of range: it must be at least 1'),
         ({'lr': 0.0}, r'--lr 0.0 .* above 0'),
+        ({'l2_sp': -0.1}, r'--l2-sp -0.1 .* at least 0'),
+        (
+            {'l2_sp': 0.1, 'pretrained': False},
+            r'--l2-sp 0.1 pulls to pretrained weights and --no-pretrained leaves none',
+        ),
+        ({'l2_sp': 0.1, 'regime': 'new'}, r'--l2-sp 0.1: in regime new no pretrained layer learns'),
+        ({'lora': 0}, r'--lora 0 .* at least 1'),
+        ({'lora': 4, 'regime': 'new'}, r'--lora 4: in regime new no old layer learns'),
+        ({'lora_alpha': 8.0}, r'--lora-alpha 8.0 needs --lora'),
+        ({'lora': 4, 'l2_sp': 0.1, 'grow': ('wa16@1',)}, r'--lora 4 freezes old layers .* leave out --grow, --l2-sp'),
+        ({'label_share': 0.0}, r'--label-share 0.0 .* above 0 and at most 1'),
+        ({'label_share': 0.5, 'labels_per_class': 2}, r'--labels-per-class 2 and --label-share 0.5 both choose'),
         ({'workers': -1}, r'--workers -1 .* at least 0'),
         ({'smoothing': 1.0}, r'--smoothing 1.0 .* below 1'),
         ({'hflip': 2.0}, r'--hflip 2.0 .* between 0 and 1'),

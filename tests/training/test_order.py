@@ -7,7 +7,7 @@ import pytest
 
 from training.config import Config
 from training.order import BalancedOrder, EpochOrder, create_order
-from training.sources import ArraySource
+from training.sources import ArraySource, choose_share
 
 TARGETS = [0] * 2 + [1] * 30 + [2] * 7
 
@@ -68,6 +68,21 @@ def test_the_flag_chooses_the_order() -> None:
     order = create_order(Config(balanced=True, labels_per_class=2, batch_size=3), {'train': source}, 1)
     assert isinstance(order, BalancedOrder)
     assert len({*order.indices}) == len({index for _, index in order}) == 6
+
+
+@pytest.mark.parametrize(('share', 'counts'), [(1.0, [2, 30, 7]), (0.5, [1, 15, 4]), (0.15, [1, 4, 1])])
+def test_a_share_is_one_of_each_class(share: float, counts: list[int]) -> None:
+    source = ArraySource(np.zeros((39, 4, 4), dtype=np.uint8), TARGETS, ['a', 'b', 'c'])
+    order = create_order(Config(label_share=share, batch_size=2), {'train': source}, 1)
+    assert np.bincount(np.asarray(TARGETS)[order.indices]).tolist() == counts
+
+
+def test_a_lesser_share_is_part_of_a_greater_one() -> None:
+    source = ArraySource(np.zeros((39, 4, 4), dtype=np.uint8), TARGETS, ['a', 'b', 'c'])
+    shares = [{*choose_share(source, share, seed=3).tolist()} for share in (0.15, 0.3, 0.5, 1.0)]
+    assert shares == sorted(shares, key=len)
+    assert all(less < more for less, more in zip(shares, shares[1:], strict=False))
+    assert {*choose_share(source, 0.3, seed=4).tolist()} != shares[1]
 
 
 def test_a_batch_is_of_one_view_of_cached_features() -> None:

@@ -6,7 +6,7 @@ from .loading import load_sources, load_validation
 from .named import NAMED, describe_split_files
 from .readers import wrap_dataset
 from .source import ArraySource, FileSource, PartSource, Source, Target, fingerprint, renumber, stamp_of
-from .splits import carve_out, choose_per_class, split_indices
+from .splits import carve_out, choose_per_class, choose_share, split_indices
 from .streams import Stream, StreamedImage, is_streamed
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     'Target',
     'carve_out',
     'choose_per_class',
+    'choose_share',
     'describe_split_files',
     'fingerprint',
     'is_streamed',

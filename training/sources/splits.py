@@ -88,14 +88,32 @@ def choose_per_class(source: Source, count: int | None, seed: int) -> np.ndarray
     """
     if count is None:
         return np.arange(len(source.targets))
-    targets = np.asarray(source.targets)
-    chosen = []
-    for label, name in enumerate(source.classes):
-        members = np.flatnonzero(targets == label)
+    classes = shuffled_classes(source, seed)
+    for name, members in zip(source.classes, classes, strict=True):
         if len(members) < count:
             raise ValueError(f'--labels-per-class {count}: class {name!r} has only {len(members)} training images')
-        chosen.append(np.random.default_rng((seed, label)).permutation(members)[:count])
-    return np.sort(np.concatenate(chosen))
+    return np.sort(np.concatenate([members[:count] for members in classes]))
+
+
+def choose_share(source: Source, share: float, seed: int) -> np.ndarray:
+    """Choose a part of the images of each class to train on, at least one of each that has any.
+
+    Args:
+        source: The training images.
+        share: Above 0, at most 1.
+        seed: Chooses which; the same for every share, so that less is a part of more.
+    """
+    classes = shuffled_classes(source, seed)
+    return np.sort(np.concatenate([members[: max(1, round(share * len(members)))] for members in classes]))
+
+
+def shuffled_classes(source: Source, seed: int) -> list[np.ndarray]:
+    """List the images of each class in the order in which they are chosen."""
+    targets = np.asarray(source.targets)
+    return [
+        np.random.default_rng((seed, label)).permutation(np.flatnonzero(targets == label))
+        for label in range(len(source.classes))
+    ]
 
 
 def number_targets(labels: list, names: list[str] | None, what: str) -> tuple[list[int], list[str]]:
