@@ -29,6 +29,14 @@ def test_of_two_blocks_the_one_without_the_other_is_alone(grown_run: Path) -> No
     assert found.without == found.alone[::-1]
 
 
+def test_the_bias_speaks_with_every_block(grown_run: Path) -> None:
+    subject = open_subject(str(grown_run), THREAD)
+    with torch.no_grad():
+        subject.classifier.bias[1] += 1000  # so that whoever hears it says the second class, a third of the images
+    found = find_cooperation(subject, find_images(subject, 'val'))
+    assert [found.whole, *found.alone, *found.without] == pytest.approx([100 / 3] * 5)
+
+
 def test_contributions_sum_to_the_logits(grown_run: Path) -> None:
     subject = open_subject(str(grown_run), THREAD)
     source = find_images(subject, 'val')

@@ -38,3 +38,9 @@ def test_channels_that_never_vary_stay_finite() -> None:
     found = norm_movement(before, {**before, 'running_var': torch.tensor([1.0, 1.0])}, eps=1e-2)
     assert found.spread_change == pytest.approx(101**0.5)
     assert found.mean_shift == 0
+
+
+def test_means_move_by_standard_deviations_of_before() -> None:
+    before = {'running_mean': torch.zeros(1), 'running_var': torch.tensor([4.0])}
+    after = {'running_mean': torch.tensor([6.0]), 'running_var': torch.tensor([1.0])}
+    assert norm_movement(before, after, eps=0.0).mean_shift == 3.0
