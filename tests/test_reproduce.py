@@ -45,6 +45,7 @@ def test_a_dry_run_lists_every_cell_and_leaves_nothing(
         ({'table': 'table8', 'data_dirs': ('scenes',)}, 'table8 takes 2 of --data-dirs: given 1'),
         ({'table': 'table5', 'small': False}, 'table5 takes one or more of --data-dirs: given 0'),
         ({'lr': -1.0}, '--lr -1.0 is out of range'),
+        ({'table': 'table4', 'source_dir': 'small-digits'}, 'but these are called small-digits, small-digits'),
     ],
 )
 def test_what_makes_no_sense_is_refused(small: Request, changes: dict[str, Any], message: str) -> None:
