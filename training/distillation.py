@@ -14,7 +14,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import timm_devnet
 from timm_devnet.grown import Grown
@@ -26,11 +27,17 @@ TEMPERATURE = 2.0  # section 3 of the paper
 
 
 class Teacher:
-    """The network that a run started from, frozen and in evaluation, as its folder keeps it.
+    """The network that a run started from, frozen, without dropout, as its folder keeps it.
+
+    Where a BatchNorm of the network that learns goes by the statistics of a batch, so does this one's, which counts
+    none. Both then say the same at the start of the run, and what is held is not the difference between training and
+    evaluation: on images unlike those of the earlier task that would be larger than anything else. (The paper's
+    networks have no BatchNorm.)
 
     Args:
         folder: Where it is, in timm's layout.
         own_name: Under which its own classifier is kept.
+        learner: The network that learns, as timm made it.
         accelerator: Says where it computes, and how precisely.
         memory_format: Of its weights.
 
@@ -38,7 +45,14 @@ class Teacher:
         ValueError: It is gone.
     """
 
-    def __init__(self, folder: Path, own_name: str, accelerator: Accelerator, memory_format: torch.memory_format):
+    def __init__(
+        self,
+        folder: Path,
+        own_name: str,
+        learner: nn.Module,
+        accelerator: Accelerator,
+        memory_format: torch.memory_format,
+    ):
         if not (folder / 'config.json').is_file():
             raise ValueError(
                 f'{folder} is gone, the network that this run started from, without which --lwf cannot go on: restore '
@@ -47,10 +61,18 @@ class Teacher:
         network = timm.create_model(f'{LOCAL}{folder}', pretrained=True)
         self.network = network.eval().requires_grad_(False).to(accelerator.device).to(memory_format=memory_format)
         self.own_name, self.accelerator = own_name, accelerator
+        modules = dict(learner.named_modules())
+        self.norms = [
+            (modules[name], norm) for name, norm in self.network.named_modules() if isinstance(norm, _BatchNorm)
+        ]
+        for _, norm in self.norms:
+            norm.momentum = 0.0  # so that the statistics that it has stay
 
     @torch.no_grad()
     def answer(self, images: Tensor) -> dict[str, Tensor]:
         """What it says by every head, of images as a network sees them: logits (N, classes) by the head's name."""
+        for ours, norm in self.norms:
+            norm.training = ours.training
         with self.accelerator.autocast():
             if not isinstance(self.network, Grown):
                 return {self.own_name: self.network(images)}

@@ -241,7 +241,7 @@ def find_teacher(session: Session, folder: RunFolder) -> None:
         assert session.kept is not None and config.memory_format is not None
         name, memory_format = session.kept.copied.name, LAYOUTS[config.memory_format]
         with torch.random.fork_rng():  # so that the run's dropout does not know of it
-            session.teacher = Teacher(folder.start, name, session.accelerator, memory_format)
+            session.teacher = Teacher(folder.start, name, session.network, session.accelerator, memory_format)
 
 
 def change(session: Session) -> bool:

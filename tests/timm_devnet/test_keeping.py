@@ -196,6 +196,7 @@ def test_optimizer_and_average_go_on_beside_a_head() -> None:
     learn(model)
     averaged = ema.module.fc.weight.clone()
     timm_devnet.grow(model, 'wa16', optimizer=optimizer, ema=ema, keep_head='first')
+    assert not any(parameter.requires_grad for parameter in model.heads.parameters())
     held = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
     assert not held & {id(parameter) for parameter in model.heads.parameters()}
     assert torch.equal(ema.module.heads['first'].weight, averaged)
