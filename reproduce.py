@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from experiments.results import refuse_changes
 from experiments.sets import SETS, make_set
 from experiments.tables import write_table
 from experiments.targets import Target, read_target, small_target
-from train import EXIT_USER_ERROR
+from train import EXIT_AT_ONCE, EXIT_USER_ERROR
 from training.interruption import EXIT_INTERRUPTED
 
 Table = Literal['table1', 'table2', 'table3', 'table4', 'table5', 'table6', 'table7', 'table8', 'labels']
@@ -226,7 +228,7 @@ def main(request: Request) -> int:
                 grid.cells, request.process_count, request.threads, request.keep_weights, print_now, note
             )
         except Stopped:
-            print(f'stopped; go on with the same command. Finished cells are in {request.folder / "table.md"}')
+            print('stopped and saved; go on with the same command')
             return EXIT_INTERRUPTED
         print(write_table(request.folder, grid, facts, failed))
     print(f'in {request.folder}: table.md, table.csv, table.json, commands.sh')
@@ -245,7 +247,13 @@ def make_grid(request: Request) -> tuple[Setting, Grid]:
         options['epochs'] = request.epochs or SMALL_EPOCHS
     recipe = make_recipe(request.small, str(request.folder), request.source_epochs, options)
     targets, source = request.find_targets(), request.find_source()
-    bases = {task.name: describe_base(request.base, task.classes) for task in (*targets, source) if task}
+    tasks = [task for task in (*targets, source) if task]
+    names = [task.name for task in tasks]
+    if len({*names}) < len(names):
+        raise ValueError(
+            f'tasks are told apart by their names, but these are called {", ".join(names)}: rename a folder'
+        )
+    bases = {task.name: describe_base(request.base, task.classes) for task in tasks}
     setting = Setting(
         bases=bases,
         recipe=recipe,
@@ -259,17 +267,19 @@ def make_grid(request: Request) -> tuple[Setting, Grid]:
         source=source,
         is_small=request.small,
     )
+    is_papers = not request.small and request.base.partition('.')[0] in (FULL_BASE, 'vgg16')
     if request.table != 'table8':
-        return setting, GRIDS[request.table](setting)
+        return setting, dataclasses.replace(GRIDS[request.table](setting), is_comparable=is_papers)
     others = request.other_models if request.other_models is not None else () if request.small else ('vgg16',)
     further: dict[str, Base] = {name: describe_base(name, targets[-1].classes) for name in others}
-    return setting, chains.table8(setting, further, request.other_weights)
+    grid = chains.table8(setting, further, request.other_weights)
+    return setting, dataclasses.replace(grid, is_comparable=is_papers)
 
 
 def describe_table(request: Request, setting: Setting) -> list[str]:
     """Say how a table was made."""
     paper = {'alexnet': 'AlexNet', 'vgg16': 'VGG16'}[network_of(request.base)]
-    words = ' '.join(['python reproduce.py', *sys.argv[1:]])
+    words = shlex.join(['python', 'reproduce.py', *sys.argv[1:]])
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{cores()} cores ({platform.machine()})'
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     return [
@@ -306,7 +316,7 @@ def cli(argv: list[str] | None = None) -> int:
     """Run from the command line.
 
     Returns:
-        Exit code: 0, 1 if a cell failed, `EXIT_USER_ERROR` or `EXIT_INTERRUPTED`.
+        Exit code: 0, 1 if a cell failed, `EXIT_USER_ERROR`, `EXIT_AT_ONCE` or `EXIT_INTERRUPTED`.
     """
     request = tyro.cli(Request, prog='reproduce.py', description=__doc__, args=argv)
     try:
@@ -314,6 +324,9 @@ def cli(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f'reproduce.py: error: {" ".join(str(error).split())}', file=sys.stderr)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print('reproduce.py: stopped at once; what was saved before remains', file=sys.stderr)
+        return EXIT_AT_ONCE
 
 
 if __name__ == '__main__':

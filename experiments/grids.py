@@ -56,6 +56,8 @@ class Grid:
     """Rows that every other row is compared with."""
     notes: tuple[str, ...] = ()
     """What a reader must know."""
+    is_comparable: bool = True
+    """Whether its figures may be subtracted from the paper's: not those of other networks."""
 
     @property
     def columns(self) -> list[str]:

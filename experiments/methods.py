@@ -34,8 +34,8 @@ def methods_of(base: Base) -> dict[str, Method]:
     """List the methods for a network by the names that --methods takes; those that it cannot take are left out.
 
     Every table has the controls that the paper lacks: the norm alone, the lower levels without units (skip), a hidden
-    layer that learns as many parameters as wa, and fine-tuning at a lower rate, which suits it better where labels are
-    few (docs/growth.md).
+    layer that learns as many parameters as wa, and fine-tuning at a lower rate, which can suit it better where labels
+    are few (docs/growth.md).
 
     Args:
         base: The network.
@@ -48,7 +48,7 @@ def methods_of(base: Base) -> dict[str, Method]:
     """
     known = {
         'ft': Method('fine-tuning', published='fine-tuning'),
-        'ft-slow': Method('fine-tuning, a tenth of the rate', rate=0.1),
+        'ft-slow': Method('fine-tuning, 0.3 of the rate', rate=0.3),
         'norm': Method('norm', 'norm'),
         'skip': Method('skip', 'skip'),
         'hidden': Method('hidden layer, parameters as wa', f'da{base.hidden}', {'scale_init': 'off'}),

@@ -147,7 +147,7 @@ def overview(grid: Grid, entries: Sequence[Entry]) -> str:
         entry = found.get((row, column))
         if entry is None:
             return ''
-        return entry.top1_text + (f' ({entry.published:.1f})' if entry.published is not None else '')
+        return entry.top1_text + (f' ({entry.published:.2f})' if entry.published is not None else '')
 
     rows = [[row, *(show(row, column) for column in grid.columns)] for row in grid.rows]
     return markdown(['method', *grid.columns], [row for row in rows if any(row[1:])])
@@ -157,7 +157,8 @@ def in_full(grid: Grid, entries: Sequence[Entry]) -> str:
     """Show one column with everything that is known of it."""
     controls = [control for control in grid.controls if any(control in entry.over for entry in entries)]
     paper = {entry.row: entry.published for entry in entries}
-    head = ['method', 'top-1', 'published', 'difference', *(f'over {control}' for control in controls)]
+    compared = ['difference'] if grid.is_comparable else []
+    head = ['method', 'top-1', 'published', *compared, *(f'over {control}' for control in controls)]
     head += ['published over fine-tuning', 'seeds', 'trained parameters', 'seconds', 'peak memory']
     rows = []
     for entry in entries:
@@ -169,7 +170,7 @@ def in_full(grid: Grid, entries: Sequence[Entry]) -> str:
                 entry.row,
                 entry.top1_text,
                 '' if entry.published is None else f'{entry.published:.2f}',
-                '' if entry.published is None else f'{entry.mean - entry.published:+.2f}',
+                *('' if entry.published is None else f'{entry.mean - entry.published:+.2f}' for _ in compared),
                 *(show_difference(entry.over.get(control)) for control in controls),
                 '' if gain is None else f'{gain:+.2f}',
                 str(len(entry.top1)),

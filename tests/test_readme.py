@@ -13,6 +13,7 @@ import timm
 import tyro
 
 import benchmark
+import reproduce
 import timm_devnet
 from hub import __main__ as hub_commands
 from tests.__main__ import CHECKS
@@ -116,6 +117,9 @@ def check_script(arguments: list[str]) -> None:
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as printed:
             tyro.cli(Config, args=options).resolved().validate()
         assert ('--regime' in printed.getvalue()) == (options == ['--help'])
+    elif script == 'reproduce.py':
+        if options != ['--help']:
+            tyro.cli(reproduce.Request, args=options).validate()
     elif script == 'benchmark.py':
         known = inspect.signature(benchmark.COMMANDS[options[0]]).parameters
         assert {flag[2:].replace('-', '_') for flag in options if flag.startswith('--')} <= known.keys()

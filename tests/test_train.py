@@ -95,6 +95,8 @@ def test_run_folder_explains_itself(config: Config) -> None:
     facts = json.loads((run / 'run.json').read_text())
     assert facts['data']['classes'] == ['blue', 'green', 'red']
     assert facts['versions']['timm'] == timm.__version__
+    count = sum(parameter.numel() for parameter in timm.create_model(config.model, num_classes=3).parameters())
+    assert facts['parameters'] == {'learning': count, 'all': count}
     with safe_open(run / 'best' / 'model.safetensors', 'pt') as weights:
         assert Config.from_json(weights.metadata()['config']) == config.resolved()
     written = json.loads((run / 'best' / 'config.json').read_text())

@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 import timm_devnet
+from timm_devnet.grown import Grown
 from training.config import Config
 from training.grow import Growing, check_growths, grow_first
 from training.networks import begin_classifier, build_network
@@ -121,3 +122,11 @@ def test_units_that_start_afresh_are_new_although_a_growth_follows() -> None:
     grow_first(config, network, starts_afresh=True)
     assert network.settled == 0
     assert network.growth == 'wa16_wa8'
+
+
+def test_options_of_growths_are_theirs_where_the_network_was_plain() -> None:
+    config = dataclasses.replace(CONFIG, pretrained=False, grow=('wa16',), scale_init='off', new_init='copy')
+    grown, _ = build_network(config, 3)
+    grow_first(config, grown, starts_afresh=False)
+    assert isinstance(grown, Grown)
+    assert (grown.growth, grown.options.scale_init, grown.options.new_init) == ('wa16', None, 'copy')

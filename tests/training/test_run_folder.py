@@ -96,3 +96,11 @@ def test_curves_are_a_picture_even_where_epochs_were_not_evaluated(tmp_path: Pat
     with Image.open(tmp_path / 'curves.png') as picture:
         assert picture.size == (1200, 480)
         assert len(picture.convert('RGB').getcolors(1 << 20) or []) > 10
+
+
+def test_curves_are_drawn_after_epochs_that_were_evaluated(tmp_path: Path) -> None:
+    row = {'epoch': 1, 'train_loss': 1.0, 'train_top1': 50.0, 'val_loss': None, 'val_top1': None}
+    RunFolder(tmp_path).write_metrics([row])
+    assert [path.name for path in tmp_path.iterdir()] == ['metrics.csv']
+    RunFolder(tmp_path).write_metrics([row, {**row, 'epoch': 2, 'val_loss': 2.0, 'val_top1': 40.0}])
+    assert (tmp_path / 'curves.png').exists()
