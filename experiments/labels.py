@@ -32,7 +32,7 @@ def methods_by_labels(setting: Setting) -> dict[str, tuple[Method, str]]:
     grown = {f'{name}-all': known[name] for name in ('wa', 'mwa') if name in known}
     probes: dict[str, Method] = {
         'probe': Method('linear probe'),
-        'probe-slow': Method('linear probe, a tenth of the rate', rate=0.1),
+        'probe-slow': Method(f'linear probe, {known["ft-slow"].rate} of the rate', rate=known['ft-slow'].rate),
     }
     listed: dict[str, tuple[Method, str]] = {
         **{name: (method, FROZEN) for name, method in {**probes, 'levels': known['levels']}.items()},
