@@ -73,6 +73,12 @@ def test_cells_by_labels_are_what_a_user_can_type(base: Base, is_small: bool) ->
         assert tyro.cli(Config, args=shlex.split(command_of(cell.config))[3:]) == cell.config
 
 
+def test_the_table_has_parts_of_its_own_where_none_are_given(base: Base) -> None:
+    assert by_labels(make_setting(base, shares=())).columns == ['15 %', '30 %', '50 %', '100 %']
+    target = small_target('small-digits', Path('sets'))
+    assert by_labels(make_setting(base, target, is_small=True, shares=())).columns == ['15 %', '100 %']
+
+
 def test_a_part_of_the_labels_is_a_part_of_each_class(base: Base) -> None:
     shares = {cell.column: cell.config.label_share for cell in grid_of(base, is_small=False).cells}
     assert shares == {'15 %': 0.15, '30 %': 0.3, '100 %': 1.0}
