@@ -44,7 +44,8 @@ def run_cell(config: Config, gpu: int | None, drops_weights: bool, told: Connect
     with open(log, 'a', buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
             train(config, folder)
-        except InterruptedRun:
+        except InterruptedRun as interrupted:
+            print(interrupted)
             sys.exit(EXIT_INTERRUPTED)
         except Exception as error:  # whatever it is: the other cells go on, and the table says what it was
             traceback.print_exc()

@@ -52,7 +52,7 @@ def test_entries_have_mean_spread_and_paired_differences(tmp_path: Path) -> None
     tuned, _, wide = entries_of(grid, results_of(grid))
     assert (tuned.mean, tuned.spread, wide.mean, wide.spread) == (52.0, 2.0, 56.0, 3.0)
     # Differences 3, 4, 5: mean 4, standard deviation 1, and Student's 4.303 / sqrt(3).
-    assert wide.over['fine-tuning'] == Difference(4.0, pytest.approx(4.303 / 3**0.5))  # type: ignore[arg-type]
+    assert wide.over['fine-tuning'] == Difference(4.0, pytest.approx(4.303 / 3**0.5))
     assert (wide.seconds, wide.peak_memory_bytes) == (10.0, 10**9 + 2)
     assert 'fine-tuning' not in tuned.over
 
