@@ -23,7 +23,7 @@ from experiments.cells import Stopped, locked, run_cells
 from experiments.estimates import describe_estimate, estimate, list_cells, measure_pace
 from experiments.grids import Grid, Setting
 from experiments.intervals import MOST_SEEDS
-from experiments.labels import SHARES, SMALL_EPOCHS, SMALL_SHARES, by_labels
+from experiments.labels import SMALL_EPOCHS, by_labels
 from experiments.published import network_of, published
 from experiments.recipes import Recipe, make_recipe
 from experiments.results import refuse_changes
@@ -263,7 +263,7 @@ def make_grid(request: Request) -> tuple[Setting, Grid]:
         methods=request.methods,
         regimes=request.regimes,
         rivals=request.rivals,
-        shares=request.labels or (SMALL_SHARES if request.small else SHARES),
+        shares=request.labels,
         source=source,
         is_small=request.small,
     )
@@ -282,12 +282,20 @@ def describe_table(request: Request, setting: Setting) -> list[str]:
     words = shlex.join(['python', 'reproduce.py', *sys.argv[1:]])
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{cores()} cores ({platform.machine()})'
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    return [
+    facts = [
         f'`{words}`, {today}, torch {torch.__version__}, timm {timm.__version__}, {where}.',
         f'{request.base}, {request.seeds} seeds. {describe_recipe(setting.recipe)}',
-        f"Published figures are the paper's, of {paper}"
-        + ('; with another network and other images only their differences can be compared.' if request.small else '.'),
     ]
+    if setting.figures:
+        facts.append(
+            f"Published figures are the paper's, of {paper}"
+            + (
+                '; with another network and other images only their differences can be compared.'
+                if request.small
+                else '.'
+            )
+        )
+    return facts
 
 
 def describe_recipe(recipe: Recipe) -> str:

@@ -88,7 +88,7 @@ class Setting:
     rivals: bool = False
     """Whether other ways to fine-tune stand beside the table's methods."""
     shares: tuple[int, ...] = ()
-    """Parts of the labels, in %, of the table that varies them."""
+    """Parts of the labels, in %, of the table that varies them; its own if empty."""
     source: Target | None = None
     """The task that was learnt first; None for the base's pretrained weights."""
     is_small: bool = False

@@ -32,7 +32,7 @@ def methods_by_labels(setting: Setting) -> dict[str, tuple[Method, str]]:
     grown = {f'{name}-all': known[name] for name in ('wa', 'mwa') if name in known}
     probes: dict[str, Method] = {
         'probe': Method('linear probe'),
-        'probe-slow': Method('linear probe, a tenth of the rate', rate=0.1),
+        'probe-slow': Method(f'linear probe, {known["ft-slow"].rate} of the rate', rate=known['ft-slow'].rate),
     }
     listed: dict[str, tuple[Method, str]] = {
         **{name: (method, FROZEN) for name, method in {**probes, 'levels': known['levels']}.items()},
@@ -53,11 +53,9 @@ def by_labels(setting: Setting) -> Grid:
     """Methods by the part of the labels; every part is trained on for about as many updates."""
     [target] = setting.targets
     cells = []
-    methods = methods_by_labels(setting)
+    methods, shares = methods_by_labels(setting), setting.shares or (SMALL_SHARES if setting.is_small else SHARES)
     regimes = setting.chosen_regimes((FROZEN, WHOLE))
-    for seed, share, (name, (method, regime)) in itertools.product(
-        range(setting.seeds), setting.shares, methods.items()
-    ):
+    for seed, share, (name, (method, regime)) in itertools.product(range(setting.seeds), shares, methods.items()):
         part = part_of(target, share, setting.is_small)
         epochs = count_epochs(setting, part)
         recipe = setting.recipe.at(part, regimes[regime], seed, f'{name}_{share}_seed{seed}', epochs)

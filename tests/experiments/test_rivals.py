@@ -1,5 +1,6 @@
 """Rivals as methods of the tables, and the table by the part of the labels."""
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -8,14 +9,14 @@ import pytest
 import timm
 import tyro
 
-import reproduce
+import train
 from experiments.bases import Base, count_new, describe_base
 from experiments.commands import command_of
 from experiments.grids import Grid, Setting, table1, table5
 from experiments.labels import by_labels
 from experiments.recipes import make_recipe
-from experiments.rivals import match_lora, rivals_of
-from experiments.targets import Target, small_target
+from experiments.rivals import match_lora
+from experiments.targets import Target, read_target, small_target
 from reproduce import Request
 from training.config import Config
 from training.lora import count_adapters
@@ -73,6 +74,12 @@ def test_cells_by_labels_are_what_a_user_can_type(base: Base, is_small: bool) ->
         assert tyro.cli(Config, args=shlex.split(command_of(cell.config))[3:]) == cell.config
 
 
+def test_the_table_has_parts_of_its_own_where_none_are_given(base: Base) -> None:
+    assert by_labels(make_setting(base, shares=())).columns == ['15 %', '30 %', '50 %', '100 %']
+    target = small_target('small-digits', Path('sets'))
+    assert by_labels(make_setting(base, target, is_small=True, shares=())).columns == ['15 %', '100 %']
+
+
 def test_a_part_of_the_labels_is_a_part_of_each_class(base: Base) -> None:
     shares = {cell.column: cell.config.label_share for cell in grid_of(base, is_small=False).cells}
     assert shares == {'15 %': 0.15, '30 %': 0.3, '100 %': 1.0}
@@ -109,25 +116,13 @@ def test_requests_without_a_meaning_are_refused(options: dict, message: str) -> 
         Request(small=True, **options).validate()
 
 
-def test_a_table_with_adapters_runs(tmp_path: Path, image_folder: Path, lite_weights: Path) -> None:
-    request = Request(
-        table='labels',
-        data_dirs=(str(image_folder),),
-        model=NAME,
-        methods=('lora',),
-        labels=(50,),
-        seeds=1,
-        epochs=1,
-        img_size=32,
-        batch_size=4,
-        processes=1,
-        output=str(tmp_path / 'out'),
-    )
-    assert reproduce.main(request) == 0
-    [entry] = json.loads((request.folder / 'table.json').read_text())['entries']
-    rank = rivals_of(describe_base(NAME, 3), 3)['lora'].options['lora']
-    adapters = count_adapters(timm.create_model(NAME, device='meta', num_classes=3), rank)
-    assert entry['trained_parameters'] == adapters + count_new(NAME, 3)
-    assert entry['column'] == '50 %'
-    facts = json.loads((request.folder / 'lora_50_seed0' / 'run.json').read_text())
+def test_a_cell_trains_as_many_parameters_as_it_says(tmp_path: Path, image_folder: Path, lite_weights: Path) -> None:
+    target = read_target(str(image_folder))
+    recipe = make_recipe(False, str(tmp_path), None, dict(epochs=1, img_size=32, batch_size=4, workers=0))
+    setting = Setting({target.name: describe_base(NAME, 3)}, recipe, (target,), {}, 1, methods=('lora',), shares=(50,))
+    [cell] = by_labels(setting).cells
+    run = train.main(dataclasses.replace(cell.config, threads=1))['run']
+    facts = json.loads(Path(run, 'run.json').read_text())
+    adapters = count_adapters(timm.create_model(NAME, device='meta', num_classes=3), cell.config.lora)
+    assert facts['parameters']['learning'] == adapters + count_new(NAME, 3)
     assert facts['data']['train_images'] == 12
