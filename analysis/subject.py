@@ -28,6 +28,7 @@ from training.grow import growth_options
 from training.image_cache import open_cache
 from training.run_folder import RunFolder
 from training.sources import Source, load_sources, load_validation
+from training.start import begin_network
 from training.tasks import choose_task
 
 Split = Literal['train', 'val']
@@ -177,9 +178,10 @@ def rebuild_start(subject: Subject) -> Any:
         return rebuild_base(subject)
     config = subject.config
     set_seed(config.seed)
-    start, origin = networks.build_network(config, subject.network.num_classes)
-    check_base(subject, start, origin)
     tuned = subject.network
+    start, origin = networks.build_network(config, None if config.keep_heads else tuned.num_classes)
+    check_base(subject, start, origin)
+    begin_network(config, start, networks.saved_names(tuned), tuned.num_classes)
     if isinstance(tuned, Grown):
         steps = parse(tuned.growth).steps
         had = parse(start.growth).steps if isinstance(start, Grown) else ()

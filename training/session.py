@@ -24,9 +24,9 @@ from .distillation import Teacher
 from .earlier import EarlierTask
 from .faults import Fault, shared_writing
 from .features import Features
-from .grow import Growing, check_growths, grow_first
+from .grow import Growing, check_growths
 from .image_cache import open_cache
-from .keep_heads import Kept, attach_heads, copy_heads, measure_before
+from .keep_heads import Kept, measure_before
 from .l2_sp import StartingPoint
 from .lora import create_adapters, merged_weights
 from .metrics import BadImages, MeanLoss, kept_answers, objective
@@ -36,6 +36,7 @@ from .progress import Progress
 from .run_folder import RunFolder, describe_run
 from .schedule import create_groups, create_optimizer, create_schedule
 from .sources import Source, load_sources
+from .start import begin_network
 from .tasks import Task, choose_task
 from .thaw import Thawing, check_thaws
 from .tuning import LAYOUTS, choose_memory_format
@@ -116,10 +117,7 @@ def prepare(config: Config, accelerator: Accelerator) -> Session:
     task = choose_task(config.multi_label, num_classes)
     network, origin = networks.build_network(config, None if config.keep_heads else num_classes)
     base = {'base': networks.describe_base(config, network, origin)} if accelerator.is_main_process else {}
-    kept = copy_heads(config, network)
-    starts_afresh = networks.begin_classifier(config, network, sources['train'].classes, num_classes)
-    grow_first(config, network, starts_afresh)
-    attach_heads(kept, network)
+    kept = begin_network(config, network, sources['train'].classes, num_classes)
     input_format = networks.input_format(network, config.img_size)
     networks.check_img_size(network, input_format.img_size)
     check_thaws(config, network, accelerator)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -32,6 +33,14 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
 @pytest.mark.parametrize('model', ['test_efficientnet_wa16', 'test_efficientnet', 'test_efficientnet_mwa16'])
 def test_a_start_is_what_train_begins_with(train_run: Train, model: str) -> None:
     subject = open_subject(str(train_run(model=model)), THREAD)
+    session = prepare(dataclasses.replace(subject.config, batch_size=8), Accelerator(cpu=True))
+    assert_same(subject.start(), session.network)
+
+
+@pytest.mark.parametrize('options', [{}, {'grow': ('wa8',), 'keep_heads': True}], ids=['as it is', 'with its head kept'])
+def test_a_start_from_another_run_is_what_train_begins_with(train_run: Train, options: dict[str, Any]) -> None:
+    run = train_run(model=str(train_run()), pretrained=True, **options)
+    subject = open_subject(str(run), THREAD)
     session = prepare(dataclasses.replace(subject.config, batch_size=8), Accelerator(cpu=True))
     assert_same(subject.start(), session.network)
 
