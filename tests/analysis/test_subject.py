@@ -37,7 +37,9 @@ def test_a_start_is_what_train_begins_with(train_run: Train, model: str) -> None
     assert_same(subject.start(), session.network)
 
 
-@pytest.mark.parametrize('options', [{}, {'grow': ('wa8',), 'keep_heads': True}], ids=['as it is', 'with its head kept'])
+@pytest.mark.parametrize(
+    'options', [{}, {'grow': ('wa8',), 'keep_heads': True}], ids=['as it is', 'with its head kept']
+)
 def test_a_start_from_another_run_is_what_train_begins_with(train_run: Train, options: dict[str, Any]) -> None:
     run = train_run(model=str(train_run()), pretrained=True, **options)
     subject = open_subject(str(run), THREAD)

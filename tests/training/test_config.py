@@ -64,6 +64,8 @@ def test_flags(flags: list[str], field: str, value: object) -> None:
         ({'lora': 4, 'regime': 'new'}, r'--lora 4: in regime new no old layer learns'),
         ({'lora_alpha': 8.0}, r'--lora-alpha 8.0 needs --lora'),
         ({'lora': 4, 'l2_sp': 0.1, 'grow': ('wa16@1',)}, r'--lora 4 freezes old layers .* leave out --grow, --l2-sp'),
+        ({'lora': 4, 'keep_heads': True, 'grow': ('norm',)}, r'--lora 4 freezes .* leave out --grow, --keep-heads'),
+        ({'lora': 4, 'keep_heads': True}, r'--lora 4 freezes .* leave out --keep-heads$'),
         ({'label_share': 0.0}, r'--label-share 0.0 .* above 0 and at most 1'),
         ({'label_share': 0.5, 'labels_per_class': 2}, r'--labels-per-class 2 and --label-share 0.5 both choose'),
         ({'workers': -1}, r'--workers -1 .* at least 0'),
