@@ -61,7 +61,7 @@ def test_cells_of_other_options_are_refused_by_name(small: Request) -> None:
     folder.mkdir(parents=True)
     saved = dataclasses.asdict(dataclasses.replace(cell.config, epochs=5, threads=7))
     (folder / 'run.json').write_text(json.dumps({'config': saved}))
-    message = r'1 cells in .* such as wa_all_seed1 \(--epochs was 5, is 8\): give the old ones'
+    message = r'1 cells in .* such as wa_all_seed1 \(--epochs was 5, is 20\): give the old ones'
     with pytest.raises(ValueError, match=message):
         reproduce.main(small)
 
