@@ -109,8 +109,8 @@ def table4(setting: Setting) -> Grid:
             train_again(name, method.label, moved, method.published)
     notes = (
         f'{again}: after the transfer, what was added and a fresh classifier train on {source.name} (regime new)',
-        'Joint training and learning without forgetting (56.4 and 55.9 in the paper) are not run: the one needs one '
-        'folder with the classes of both tasks, the other is a way to train and not a growth',
+        'Joint training and learning without forgetting (56.4 and 55.9 in the paper) have no rows: the one needs one '
+        'folder with the classes of both tasks, the other is --lwf of train.py, which keeps its heads',
     )
     return Grid(f'The source task after {target.name}', tuple(chains.cells), (*CONTROLS, NOT_TRANSFERRED), notes)
 
