@@ -19,7 +19,7 @@ import tyro
 
 from experiments import chains, grids
 from experiments.bases import Base, describe_base
-from experiments.cells import Stopped, locked, run_cells
+from experiments.cells import Pool, Stopped, locked
 from experiments.estimates import describe_estimate, estimate, list_cells, measure_pace
 from experiments.grids import Grid, Setting
 from experiments.intervals import MOST_SEEDS
@@ -224,9 +224,8 @@ def main(request: Request) -> int:
             write_table(request.folder, grid, facts, {})
 
         try:
-            failed = run_cells(
-                grid.cells, request.process_count, request.threads, request.keep_weights, print_now, note
-            )
+            pool = Pool(grid.cells, request.process_count, request.threads, request.keep_weights, print_now, note)
+            failed = pool.run()
         except Stopped:
             print('stopped and saved; go on with the same command')
             return EXIT_INTERRUPTED

@@ -62,15 +62,8 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def run_cells(
-    cells: Sequence[Cell],
-    processes: int,
-    threads: int | None,
-    keeps_weights: bool,
-    say: Callable[[str], None],
-    note: Callable[[], None],
-) -> dict[str, str]:
-    """Run what is not finished yet.
+class Pool:
+    """The cells that wait, run, and have failed.
 
     Args:
         cells: In the order wanted; none begins with the weights of a later one.
@@ -79,26 +72,7 @@ def run_cells(
         keeps_weights: Whether cells keep their weights that no other cell begins with.
         say: Prints a line.
         note: Is called whenever a cell has finished.
-
-    Returns:
-        The errors of the cells that failed, by name.
-
-    Raises:
-        Stopped: It was asked to stop.
     """
-    pool = Pool(cells, processes, threads, keeps_weights, say, note)
-    with Interruption() as interruption:
-        while pool.waiting or pool.running:
-            if interruption.is_requested:
-                pool.stop()
-                raise Stopped
-            pool.begin_due()
-            pool.collect()
-    return pool.failed
-
-
-class Pool:
-    """The cells that wait, run, and have failed; arguments as of `run_cells`."""
 
     def __init__(
         self,
@@ -119,6 +93,24 @@ class Pool:
         self.running: list[Running] = []
         self.free = list(range(processes))
         self.failed: dict[str, str] = {}
+
+    def run(self) -> dict[str, str]:
+        """Run what is not finished yet.
+
+        Returns:
+            The errors of the cells that failed, by name.
+
+        Raises:
+            Stopped: It was asked to stop.
+        """
+        with Interruption() as interruption:
+            while self.waiting or self.running:
+                if interruption.is_requested:
+                    self.stop()
+                    raise Stopped
+                self.begin_due()
+                self.collect()
+        return self.failed
 
     def begin_due(self) -> None:
         """Start as many cells as there is room for, in their order; those that begin with others' weights wait."""

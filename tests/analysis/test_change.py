@@ -9,7 +9,8 @@ import timm
 import torch
 
 import timm_devnet
-from analysis.change import CLASSIFIER, EARLIER, NEW, OLD, change, find_change, kind_of
+from analysis.change import change
+from analysis.layer_changes import CLASSIFIER, EARLIER, HEAD, NEW, OLD, find_change, kind_of
 from tests.training.test_report import Page
 
 
@@ -35,12 +36,13 @@ def test_only_what_changed_has_moved() -> None:
 
 def test_old_and_new_are_told_apart() -> None:
     network = grown('wa16')
-    network = timm_devnet.grow(network, 'wa8')
+    network = timm_devnet.grow(network, 'wa8', keep_head='first')
     kinds = {name: kind_of(network, name) for name, _ in network.named_parameters()}
     assert kinds['conv_stem.weight'] == OLD
     assert kinds['grown.conv_head_1.conv.weight'] == EARLIER
     assert kinds['grown.conv_head_2.conv.weight'] == NEW
     assert kinds['classifier.weight'] == CLASSIFIER
+    assert kinds['heads.first.weight'] == HEAD
 
 
 def test_the_classifier_is_told_apart_by_block() -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import reproduce
-from experiments.cells import locked, run_cells
+from experiments.cells import Pool, locked
 from experiments.grids import Cell
 from reproduce import Request
 from training.config import Config
@@ -124,7 +124,7 @@ def test_a_failing_cell_does_not_stop_the_others(config: Config, tmp_path: Path)
         cell('good'),
     ]
     said: list[str] = []
-    failed = run_cells(cells, 1, None, keeps_weights=False, say=said.append, note=lambda: None)
+    failed = Pool(cells, 1, None, keeps_weights=False, say=said.append, note=lambda: None).run()
     log = Path(config.output) / 'bad.log'
     assert failed == {
         'bad': f'--pretrained-path {tmp_path / "none.safetensors"} is not a file (see {log})',
