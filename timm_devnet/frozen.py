@@ -6,6 +6,7 @@ part ends is read from the network's own graph: as far up as everything below is
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 from typing import Any
@@ -14,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from .layers import AtLeast, match_size
@@ -99,9 +99,8 @@ def _trace(model: nn.Module, images: Tensor) -> fx.Graph:
     """The network's graph in its present mode, every node with its shape."""
     try:
         graph = Tracer().trace(model)
-        module = fx.GraphModule(model, graph)
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
-            ShapeProp(module, fake_mode=fake).propagate(fake.from_tensor(images))
+        with torch.device('meta'), torch.no_grad():
+            ShapeProp(fx.GraphModule(_without_storage(model), graph)).propagate(images.to('meta'))
     except Exception as error:  # torch.fx and the layers themselves raise errors of every kind
         raise ValueError(
             f'{type(model).__name__} cannot be traced, so its frozen part cannot be told: {error}'
@@ -110,6 +109,13 @@ def _trace(model: nn.Module, images: Tensor) -> fx.Graph:
     _undo_cat(graph)
     graph.eliminate_dead_code()
     return graph
+
+
+def _without_storage(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, made without the weights' memory: torch's fake tensors take a second for as much."""
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    tensors = (*model.parameters(), *model.buffers(), *held)
+    return copy.deepcopy(model, {id(tensor): tensor.detach().to('meta') for tensor in tensors})
 
 
 def _fix_sizes(graph: fx.Graph) -> None:
