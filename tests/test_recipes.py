@@ -30,6 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     'thawed, averaged': dict(regime='new', thaw='all@1', model_ema=True, model_ema_decay=0.8, opt='adamw', lr=0.001),
     'pulled': dict(l2_sp=0.5, clip_grad=1.0, grow=('wa16@1',), model_ema=True, model_ema_decay=0.5),
     'pulled, thawed': dict(l2_sp=0.5, regime='new', thaw='conv_head-new@1,all@2', grad_accum_steps=2),
+    'still': dict(freeze_bn_stats=True, grow=('wa16@1',), regime='conv_head-new', thaw='all@2', clip_grad=1.0),
     'adapted': dict(lora=2, model_ema=True, model_ema_decay=0.5, lr=0.001, clip_grad=1.0),
     'decayed': dict(layer_decay=0.7, opt='lamb', opt_betas=(0.8, 0.99), opt_eps=1e-5, regime='new', thaw='all@2'),
 }
@@ -53,7 +54,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     config: Config, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(config, **RECIPES[recipe])
-    if config.l2_sp is not None:
+    if config.l2_sp is not None or config.freeze_bn_stats:
         file = write_weights(tmp_path / 'start.safetensors', seed=1)
         config = dataclasses.replace(config, pretrained=True, pretrained_path=file)
     if config.grad_accum_steps > 1:
@@ -95,6 +96,18 @@ def test_old_layers_stay_near_where_they_are_pulled_to(config: Config, tmp_path:
     )
     start = load_file(file)['conv_stem.weight']
     assert 0 < (pulled - start).norm() < 0.3 * (free - start).norm()
+
+
+def test_old_statistics_stay_while_their_layers_learn(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = load_file(write_weights(tmp_path / 'start.safetensors', seed=1))
+    config = dataclasses.replace(config, pretrained=True, pretrained_path=str(tmp_path / 'start.safetensors'))
+    after = weights(train.main(dataclasses.replace(config, freeze_bn_stats=True, clip_grad=1.0))['run'])
+    old = [name for name in start if 'bn' in name and not name.startswith('classifier')]
+    still = {name for name in old if torch.equal(after[name], start[name])}
+    assert still == {name for name in old if 'running_' in name or 'num_batches' in name}
+    assert '(regime all, statistics of old BatchNorms frozen)' in capsys.readouterr().out
 
 
 def test_the_average_is_what_is_measured_and_kept(config: Config) -> None:

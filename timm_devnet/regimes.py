@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .growing import old_levels
 from .grown import Grown
@@ -45,6 +46,7 @@ def parameter_groups(
     weight_decay: float,
     new_lr_mult: float = 10.0,
     heads_learn: bool = False,
+    freeze_bn_stats: bool = False,
 ) -> list[dict[str, Any]]:
     """Make a network ready for a regime: freeze what it leaves alone, group the rest for the optimizer.
 
@@ -62,6 +64,8 @@ def parameter_groups(
         new_lr_mult: How many times faster new units, scales and the classifier learn.
         heads_learn: Whether heads kept of earlier tasks learn too, at the pace of old layers, in every regime but
             `new`; there must be a loss on their answers then. Otherwise they are frozen.
+        freeze_bn_stats: Whether every old BatchNorm normalises by the running statistics that it has, in training too;
+            its scale and shift learn as the regime says.
 
     Returns:
         Groups of `params`, `lr`, `lr_scale`, `weight_decay` and `name`; every parameter that trains is in exactly one.
@@ -99,7 +103,7 @@ def parameter_groups(
                 name=label,
             )
             groups.setdefault(label, group)['params'].append(parameter)
-    _keep_frozen_in_eval(model)
+    _keep_frozen_in_eval(model, {*_old_batch_norms(model)} if freeze_bn_stats else set())
     return list(groups.values())
 
 
@@ -128,8 +132,18 @@ def _told_apart(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool, str | No
             yield parameter, False, level
 
 
-def _keep_frozen_in_eval(model: nn.Module) -> None:
-    """Put wholly frozen modules in evaluation for good; let all others follow `train()` again."""
+def _old_batch_norms(model: nn.Module) -> Iterator[nn.Module]:
+    """Every BatchNorm that was there before the growth that is new."""
+    new: set[nn.Module] = set()
+    if isinstance(model, Grown):
+        new.update(module for _, layer in model.added() if layer.step >= model.settled for module in layer.modules())
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module not in new:
+            yield module
+
+
+def _keep_frozen_in_eval(model: nn.Module, batch_norms: set[nn.Module]) -> None:
+    """Put wholly frozen modules and these in evaluation for good; let all others follow `train()` again."""
     for module in model.modules():
         if 'train' in vars(module):
             del module.train
@@ -138,7 +152,8 @@ def _keep_frozen_in_eval(model: nn.Module) -> None:
     for module in model.modules():
         if module is not model and module not in frozen:
             parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
+            is_frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
+            if is_frozen or module in batch_norms:
                 frozen.update(module.modules())
                 module.eval()
                 module.train = partial(_stay_in_eval, module)  # type: ignore[method-assign]

@@ -148,6 +148,9 @@ class Config:
     # What learns, and how
     regime: str = 'all'
     """What learns, from least to most: new, then the layers below it by name (see timm_devnet.regimes), up to all."""
+    freeze_bn_stats: bool = False
+    """Old BatchNorms go on normalising by the running statistics that they came with, in training too; their scales and
+    shifts learn as --regime says."""
     thaw: str | None = None
     """Regimes that follow --regime and the number of epochs after which each does: fc7-new@5,all@10."""
     grow: tuple[str, ...] = ()
@@ -396,6 +399,8 @@ class Config:
 
     def _validate_old_layers(self) -> None:
         """Refuse what is said of old layers that do not learn, or learn in another way."""
+        if self.freeze_bn_stats and not self.pretrained:
+            raise ValueError('--freeze-bn-stats keeps what BatchNorms have counted: leave out --no-pretrained')
         if self.l2_sp is not None and not self.pretrained:
             raise ValueError(
                 f'--l2-sp {self.l2_sp} pulls to pretrained weights and --no-pretrained leaves none: drop one'
@@ -411,7 +416,7 @@ class Config:
                 f'--lora {self.lora}: in regime new no old layer learns: give the regime of those that shall have '
                 'adapters, such as all'
             )
-        others = ('thaw', 'grow', 'keep_heads', 'layer_decay', 'l2_sp', 'cache_features')
+        others = ('thaw', 'grow', 'keep_heads', 'layer_decay', 'l2_sp', 'freeze_bn_stats', 'cache_features')
         given = [f'--{name.replace("_", "-")}' for name in others if getattr(self, name) not in (None, (), False)]
         if given:
             raise ValueError(

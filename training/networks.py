@@ -301,6 +301,7 @@ def describe(config: Config, model: nn.Module, regime: str) -> str:
     learning, total = count['learning'], count['all']
     grown = f' grown by {vars(model)["growth"]}' if config.grow and 'growth' in vars(model) else ''
     manner = regime if config.lora is None else f'{regime}, old layers by LoRA of rank {config.lora}'
+    manner += ', statistics of old BatchNorms frozen' if config.freeze_bn_stats else ''
     return f'{config.model}{grown}: {learning / 1e6:.2f} M of {total / 1e6:.2f} M parameters learn (regime {manner})'
 
 

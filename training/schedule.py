@@ -8,6 +8,7 @@ from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_la
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import timm_devnet
@@ -20,9 +21,20 @@ def create_groups(config: Config, network: nn.Module, regime: str) -> list[dict[
 
     Under --layer-decay there is a group for each rate of old layers; timm tells the layers apart. Under --l2-sp old
     layers are pulled to their start and not decayed (see `l2_sp.py`).
+
+    Raises:
+        ValueError: The network does not offer the regime, or has no statistics to freeze.
     """
+    if config.freeze_bn_stats and not any(isinstance(module, _BatchNorm) for module in network.modules()):
+        raise ValueError(f'--freeze-bn-stats: {config.model} has no BatchNorm: leave it out')
     groups = timm_devnet.parameter_groups(
-        network, regime, config.lr, config.weight_decay, config.new_lr_mult, heads_learn=config.lwf > 0
+        network,
+        regime,
+        config.lr,
+        config.weight_decay,
+        config.new_lr_mult,
+        heads_learn=config.lwf > 0,
+        freeze_bn_stats=config.freeze_bn_stats,
     )
     if config.l2_sp is not None:
         for group in old_groups(groups):

@@ -160,9 +160,9 @@ def test_timms_optimizers_take_the_groups() -> None:
     assert decays == {'new': 5e-4, 'new, not decayed': 0.0}
 
 
-def step(model: nn.Module, regime: str, images: Tensor, lr: float = 0.01) -> torch.optim.Optimizer:
+def step(model: nn.Module, regime: str, images: Tensor, lr: float = 0.01, **kwargs: Any) -> torch.optim.Optimizer:
     """Train a network one step."""
-    optimizer = torch.optim.SGD(parameter_groups(model, regime, lr=lr, weight_decay=5e-4), momentum=0.9)
+    optimizer = torch.optim.SGD(parameter_groups(model, regime, lr=lr, weight_decay=5e-4, **kwargs), momentum=0.9)
     model.train()
     model(images).square().mean().backward()
     optimizer.step()
@@ -228,6 +228,27 @@ def test_norms_are_in_evaluation_just_where_they_are_frozen(regime: str) -> None
     model.train()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(norm.training is norm.weight.requires_grad for norm in norms)
+
+
+@pytest.mark.parametrize('regime', ['new', 'conv_head-new', 'all'])
+def test_frozen_statistics_stay_while_scales_and_shifts_learn(regime: str, images: Tensor) -> None:
+    model = grow(grow(timm.create_model(LITE, num_classes=3), 'wa16'), 'mwa16')
+    model.settle(1)
+    before = copy.deepcopy(model.state_dict())
+    step(model, regime, images, freeze_bn_stats=True)
+    after = model.state_dict()
+    counted = {key for key in before if 'running_' in key and not torch.equal(after[key], before[key])}
+    new = {name for name, added in model.added() if added.step >= model.settled}
+    assert counted == {key for key in before if 'running_' in key and key.split('.')[1] in new} != set()
+    assert trained(model, regime, freeze_bn_stats=True) == trained(model, regime)
+
+
+def test_statistics_count_again_once_they_are_not_frozen() -> None:
+    model = timm.create_model(LITE, device='meta')
+    for freeze in (True, False):
+        parameter_groups(model, 'all', lr=0.01, weight_decay=0.0, freeze_bn_stats=freeze)
+        norms = [module for module in model.train().modules() if isinstance(module, nn.BatchNorm2d)]
+        assert all(norm.training is not freeze for norm in norms)
 
 
 @pytest.mark.parametrize(

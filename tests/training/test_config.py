@@ -59,6 +59,7 @@ def test_flags(flags: list[str], field: str, value: object) -> None:
             {'l2_sp': 0.1, 'pretrained': False},
             r'--l2-sp 0.1 pulls to pretrained weights and --no-pretrained leaves none',
         ),
+        ({'freeze_bn_stats': True, 'pretrained': False}, r'--freeze-bn-stats keeps .*: leave out --no-pretrained'),
         ({'l2_sp': 0.1, 'regime': 'new'}, r'--l2-sp 0.1: in regime new no pretrained layer learns'),
         ({'lora': 0}, r'--lora 0 .* at least 1'),
         ({'lora': 4, 'regime': 'new'}, r'--lora 4: in regime new no old layer learns'),

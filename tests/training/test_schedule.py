@@ -87,6 +87,15 @@ def test_layer_decay_trains_nothing_that_the_regime_freezes() -> None:
     assert not network.get_parameter('conv_stem.weight').requires_grad
 
 
+def test_statistics_can_be_frozen_only_where_there_are_some() -> None:
+    config = Config(freeze_bn_stats=True)
+    network = timm.create_model('test_efficientnet', num_classes=3)
+    create_groups(config, network, 'all')
+    assert not any(module.training for module in network.train().modules() if isinstance(module, torch.nn.BatchNorm2d))
+    with pytest.raises(ValueError, match=r'--freeze-bn-stats: .* has no BatchNorm: leave it out'):
+        create_groups(config, timm.create_model('test_vit', num_classes=3), 'all')
+
+
 def test_eps_and_betas_reach_the_optimizer() -> None:
     config = Config(opt='adamw', opt_eps=1e-4, opt_betas=(0.7, 0.8))
     groups = [{'params': [torch.nn.Parameter(torch.zeros(1))]}]
