@@ -114,7 +114,7 @@ def fill_features(session: Session, folder: RunFolder, interruption: Interruptio
 
 
 def train(session: Session, folder: RunFolder, interruption: Interruption) -> None:
-    """Train the epochs that are left; save after each, and wherever a signal stops it."""
+    """Train the epochs that are left; save after them, and wherever a signal stops it."""
     progress, accelerator = session.progress, session.accelerator
     session.schedule.step_update(session.step)
     is_shown = accelerator.is_main_process
@@ -128,8 +128,9 @@ def train(session: Session, folder: RunFolder, interruption: Interruption) -> No
                     finish_epoch(session, folder, live_line, interruption)
                 except InterruptedRun:
                     stops = True
-            save(session, folder)
             stops = stops or interruption.is_agreed(accelerator, may_wait=True)
+            is_end = stops or progress.epoch == session.epochs
+            save(session, folder, is_due=is_end or session.pace.is_due_after_epoch())
             if stops and progress.epoch < session.epochs:
                 if not sharding.can_be_resumed(accelerator):
                     raise InterruptedRun(f'stopped; the weights of finished epochs are in {folder.path}')

@@ -56,7 +56,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(config: Config, name: str, monkeypatc
 
 
 def test_a_run_goes_on_bit_for_bit_from_the_growth_itself(config: Config) -> None:
-    config = dataclasses.replace(config, grow=('wa16@2',), model_ema=True)
+    config = dataclasses.replace(config, grow=('wa16@2',), model_ema=True, checkpoint_every='epoch')
     run = Path(train.main(dataclasses.replace(config, keep_checkpoints=9))['run'])
     unbroken = shutil.copytree(run, run.with_name('unbroken'))
     shutil.rmtree(run / 'state' / 'epoch-00003-step-0000000')

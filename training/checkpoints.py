@@ -59,8 +59,17 @@ class RunState:
     """Whatever else has a state, by name. What a checkpoint does not hold yet starts anew."""
 
 
+# Ends of epochs are saved for no more than this part of the time: a kill costs twenty times what saving takes.
+SAVING_SHARE = 1 / 20
+
+
 class CheckpointPace:
-    """When the next checkpoint inside an epoch is due: after as many updates or seconds as --checkpoint-every says."""
+    """When the next checkpoint is due.
+
+    Inside an epoch it is after as many updates or seconds as --checkpoint-every says. The end of an epoch is saved too;
+    but where seconds count, and epochs are so short that saving would take more than `SAVING_SHARE` of the time, not
+    every one.
+    """
 
     def __init__(self, every: str):
         match = CHECKPOINT_EVERY.fullmatch(every)
@@ -68,10 +77,23 @@ class CheckpointPace:
         self.updates = int(match[1]) if match[1] and not match[2] else None
         self.interval_s = int(match[1]) if match[2] else None
         self.saved_at_s = time.monotonic()
+        self.save_s = 0.0
 
-    def restart(self) -> None:
-        """Count the seconds from now."""
+    def restart(self, save_s: float | None = None) -> None:
+        """Count the seconds from now.
+
+        Args:
+            save_s: How long saving took (None: nothing was saved).
+        """
         self.saved_at_s = time.monotonic()
+        self.save_s = self.save_s if save_s is None else save_s
+
+    def is_due_after_epoch(self) -> bool:
+        """Tell whether to save at the end of an epoch; several processes must do so alike, by the main one's clock."""
+        if self.interval_s is None:
+            return True
+        elapsed_s = time.monotonic() - self.saved_at_s
+        return bool(broadcast_object_list([self.save_s <= SAVING_SHARE * elapsed_s])[0])
 
     def is_due(self, accelerator: Accelerator, updates: int, may_wait: bool) -> bool:
         """Tell whether to save now; several processes must do so after the same step, by the main one's clock.

@@ -259,8 +259,9 @@ class Config:
     allow_changed_batch: bool = False
     """Let a resumed run go on with more or fewer images in an update than it began with."""
     checkpoint_every: str = '600s'
-    """Save inside epochs, after so many updates (500) or seconds (600s); epoch: only at the end of each, where it is
-    saved in any case."""
+    """Save inside epochs, after so many updates (500) or seconds (600s); epoch: only at the end of each. Ends of epochs
+    are saved in any case; but with seconds, saving them takes no more than a twentieth of the time, so not every end of
+    epochs that are very short."""
     keep_checkpoints: int = 2
     """The newest so many checkpoints remain; an older one is used when a newer one is broken."""
     eval_every: int = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -323,13 +324,22 @@ def refuse_faults(session: Session, folder: RunFolder, is_saving: bool = False) 
         session.bad_images['train'].refuse(accelerator)
 
 
-def save(session: Session, folder: RunFolder) -> None:
-    """Save a checkpoint, unless what would be saved is broken, or would not hold the whole run."""
+def save(session: Session, folder: RunFolder, is_due: bool = True) -> None:
+    """Save a checkpoint, unless what would be saved is broken, or would not hold the whole run.
+
+    Args:
+        session: Of this process.
+        folder: Of the run.
+        is_due: Whether there shall be one; what is broken is refused in any case, and unreadable images are listed.
+    """
+    start = time.monotonic()
     refuse_faults(session, folder, is_saving=True)
     save_bad_images(session, folder)
+    if not is_due:
+        return
     if sharding.can_be_resumed(session.accelerator):
         save_checkpoint(folder.state, session.accelerator, session.state, session.config.keep_checkpoints)
-    session.pace.restart()
+    session.pace.restart(time.monotonic() - start)
 
 
 def save_bad_images(session: Session, folder: RunFolder) -> None:

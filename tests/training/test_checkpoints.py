@@ -179,6 +179,21 @@ def test_the_clock_is_asked_only_where_processes_may_wait(accelerator: Accelerat
     assert pace.is_due(accelerator, 1, may_wait=True)
 
 
+@pytest.mark.parametrize(('every', 'due'), [('600s', [True, False, True]), ('500', [True] * 3), ('epoch', [True] * 3)])
+def test_saving_ends_of_short_epochs_takes_a_twentieth_of_the_time(
+    accelerator: Accelerator, every: str, due: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, found = 100.0, []
+    monkeypatch.setattr('training.checkpoints.time.monotonic', lambda: now)
+    pace = CheckpointPace(every)
+    for _ in range(3):
+        now += 11
+        found.append(pace.is_due_after_epoch())
+        if found[-1]:
+            pace.restart(save_s=1.0)
+    assert found == due
+
+
 @pytest.mark.parametrize(
     ('updates', 'saved_size', 'place', 'remark'),
     [
