@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
+
+import timm
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from training.config import Config
+from training.keep_heads import task_name
 
 from .bases import Base
 from .grids import CONTROLS, TABLE5, Cell, Grid, Setting
 from .methods import Method, configure, configure_from, methods_of
+from .results import folder_of
 from .targets import Target
 
 KNOWN = 'the source network'
 NOT_TRANSFERRED = 'not transferred'
 WIDE_FROM_START = 'wa from the start'
 ORI = 'ori: wide before the target'
+# Options of the recipe that count where nothing is trained.
+MEASURING = ('img_size', 'batch_size', 'mixed_precision', 'memory_format', 'workers', 'threads', 'report', 'output')
 
 
 class Chains:
@@ -35,8 +44,9 @@ class Chains:
         regime: str = 'all',
         published: float | None = None,
         epochs: int | None = None,
+        keeps_heads: bool = False,
     ) -> Cell:
-        """Add a cell.
+        """Add a cell that trains.
 
         Args:
             method: What is added and how it trains.
@@ -49,16 +59,57 @@ class Chains:
             regime: What learns, by the network's own name.
             published: The paper's figure.
             epochs: Passes over the images (None: as over every target).
+            keeps_heads: Whether the classifier of what it begins with stays beside the new one.
         """
         recipe = self.setting.recipe.at(task, regime, seed, f'{name}_seed{seed}', epochs)
-        if start is None:
-            config = configure(method, self.setting.base, recipe)
+        if start is not None:
+            weights = f'local-dir:{folder_of(start) / "best"}'
+            config = configure_from(method, weights, dataclasses.replace(recipe, pretrained_path=None))
+        elif keeps_heads:
+            config = configure_from(method, self.setting.base.name, recipe)
         else:
-            weights = Path(start.config.output) / start.name / 'best'
-            config = configure_from(method, str(weights), dataclasses.replace(recipe, pretrained_path=None))
+            config = configure(method, self.setting.base, recipe)
+        config = dataclasses.replace(config, keep_heads=keeps_heads)
         cell = Cell(row, column, config, start.name if start else '', published)
         self.cells.append(cell)
         return cell
+
+    def measure(
+        self,
+        name: str,
+        task: Target,
+        seed: int,
+        row: str,
+        column: str,
+        start: Cell | None,
+        head: str | None = None,
+        published: float | None = None,
+    ) -> None:
+        """Add a cell that only measures another's network, or the base's.
+
+        Args:
+            name: Of its folder, but for the seed.
+            task: The images.
+            seed: Of the other cell.
+            row: What the table calls it.
+            column: What it measures.
+            start: Whose network it is; None for the base's.
+            head: By which of its earlier heads; None for its own classifier.
+            published: The paper's figure.
+        """
+        base, recipe = self.setting.base, self.setting.recipe.config
+        shared = {option: getattr(recipe, option) for option in MEASURING}
+        config = Config(
+            **shared,
+            **{option: value for option, value in task.options.items() if option in ('data_dir', 'dataset')},
+            model=str(folder_of(start)) if start else base.name,
+            pretrained_path=None if start else recipe.pretrained_path,
+            eval_only=True,
+            head=head,
+            seed=seed,
+            experiment=f'{name}_seed{seed}',
+        )
+        self.cells.append(Cell(row, column, config, start.name if start else '', published))
 
     def learn_source(self, seed: int) -> Cell | None:
         """Let the plain network learn the small tables' source task; otherwise its pretrained weights are the source's.
@@ -90,11 +141,14 @@ def table4(setting: Setting) -> Grid:
     """What is left of the source task after a transfer to another one.
 
     The paper says that the transferred network is trained on the source again, and not what of it is; here it is what
-    was added, and a fresh classifier: regime new. The network that was never transferred stands beside.
+    was added, and a fresh classifier: regime new. The network that was never transferred stands beside. What has grown
+    keeps the source's classifier besides, and is measured by it as the transfer has left it.
     """
     source, [target] = require_source(setting), setting.targets
-    methods = setting.methods_for(target, (*TABLE5, 'da'))
-    chains, again, refit = Chains(setting), f'{source.name} again', Method('refit')
+    known = {**methods_of(setting.base), **holding_methods(setting.base)}
+    methods = setting.chosen(known, (*TABLE5, 'da', *holding_methods(setting.base)))
+    chains, again, own_head = Chains(setting), f'{source.name} again', f'{source.name} by its own head'
+    head, refit = source_head(setting), Method('refit')
     for seed in range(setting.seeds):
 
         def train_again(name: str, row: str, moved: Cell | None, paper: str, seed: int = seed) -> None:
@@ -104,15 +158,48 @@ def table4(setting: Setting) -> Grid:
 
         start = chains.learn_source(seed)
         train_again('source', NOT_TRANSFERRED, start, 'AlexNet')
+        chains.measure('source_head', source, seed, NOT_TRANSFERRED, own_head, start)
         for name, method in methods.items():
-            moved = chains.learn(method, f'{name}_transfer', target, seed, method.label, target.name, start)
-            train_again(name, method.label, moved, method.published)
+            keeps, row = bool(method.growth), method.label
+            moved = chains.learn(method, f'{name}_transfer', target, seed, row, target.name, start, keeps_heads=keeps)
+            is_held = 'lwf' in method.options
+            train_again(name, row, moved, '' if is_held else method.published)
+            if keeps:
+                figure = setting.figure(method.published, 'ImageNet') if is_held else None
+                chains.measure(f'{name}_head', source, seed, row, own_head, moved, head, figure)
     notes = (
         f'{again}: after the transfer, what was added and a fresh classifier train on {source.name} (regime new)',
-        'Joint training and learning without forgetting (56.4 and 55.9 in the paper) have no rows: the one needs one '
-        'folder with the classes of both tasks, the other is --lwf of train.py, which keeps its heads',
+        f'{own_head}: the classifier that knew {source.name}, on what the transfer has left of its features',
+        'Learning without forgetting (lwf 1) holds what that classifier says of the new images',
+        'Joint training (56.4 in the paper) has no row: it needs one folder with the classes of both tasks',
     )
     return Grid(f'The source task after {target.name}', tuple(chains.cells), (*CONTROLS, NOT_TRANSFERRED), notes)
+
+
+def holding_methods(base: Base) -> dict[str, Method]:
+    """List what holds a network to its source task: learning without forgetting, and frozen BatchNorm statistics."""
+    known = methods_of(base)
+    most = next(known[name] for name in ('mwa', 'wa') if name in known)
+    held, still = {'lwf': 1.0}, {'freeze_bn_stats': True}
+    lwf, frozen = 'learning without forgetting', 'BatchNorm statistics frozen'
+    methods = {'lwf': Method(f'norm, {lwf}', 'norm', held, published='LwF')}
+    network: Any = timm.create_model(base.name.partition('.')[0], device='meta')
+    if not any(isinstance(module, _BatchNorm) for module in network.modules()):
+        return {**methods, 'grown-lwf': Method(f'{most.growth}, {lwf}', most.growth, held)}
+    return {
+        **methods,
+        'still': Method(f'norm, {frozen}', 'norm', still),
+        'still-lwf': Method(f'norm, {frozen}, {lwf}', 'norm', {**held, **still}),
+        'grown-still-lwf': Method(f'{most.growth}, {frozen}, {lwf}', most.growth, {**held, **still}),
+    }
+
+
+def source_head(setting: Setting) -> str:
+    """Tell the name under which train.py keeps the source's classifier."""
+    assert setting.source is not None, 'it was asked for'
+    network: Any = timm.create_model(setting.base.name, device='meta')
+    config = Config(model=setting.base.name)
+    return task_name(config, dict(setting.source.options) if setting.is_small else {}, network)
 
 
 def table6(setting: Setting) -> Grid:

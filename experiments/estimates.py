@@ -106,9 +106,12 @@ def estimate(grid: Grid, base: Base, targets: Sequence[Target], pace: Pace, keep
         target = images[place_of(vars(cell.config))]
         size = FLOAT_BYTES * count_parameters(network_of(cell, base))
         kept = size if keeps_weights or cell.name in begun_with else 0
+        running = COPIES_WHILE_RUNNING * size
         is_finished = cell.name in results
         seconds = 0.0 if is_finished else expect_seconds(cell, grid, results, target, pace)
-        estimates.append(Estimate(seconds, kept, COPIES_WHILE_RUNNING * size, is_finished))
+        if cell.config.eval_only:
+            kept = running = 0
+        estimates.append(Estimate(seconds, kept, running, is_finished))
     return estimates
 
 
@@ -123,11 +126,13 @@ def expect_seconds(cell: Cell, grid: Grid, results: dict[str, Result], target: T
     known = [results[other.name].seconds for other in same if other.name in results]
     if known:
         return START_S + statistics.median(known)
-    config = cell.config
+    config, measuring_s = cell.config, START_S + target.val_images * pace.forward_s
+    if config.eval_only:
+        return measuring_s
     assert config.epochs is not None, 'recipes state their epochs'
     step_s = pace.train_s if config.regime == 'all' else pace.forward_s
     seen = count_train_images(config, target) * (config.cache_features or config.epochs)
-    return START_S + seen * step_s + target.val_images * pace.forward_s
+    return measuring_s + seen * step_s
 
 
 def count_train_images(config: Config, target: Target) -> int:
@@ -139,7 +144,7 @@ def count_train_images(config: Config, target: Target) -> int:
 
 def network_of(cell: Cell, base: Base) -> str:
     """Name a network of about a cell's size; what it grew by in earlier cells is left out."""
-    if ':' not in cell.config.model:
+    if not cell.config.eval_only and ':' not in cell.config.model and not cell.config.grow:
         return cell.config.model
     return base.grown('_'.join(cell.config.grow))
 

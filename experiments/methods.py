@@ -73,15 +73,13 @@ def configure(method: Method, base: Base, recipe: Config) -> Config:
     )
 
 
-def configure_from(method: Method, weights: str, recipe: Config) -> Config:
-    """Say how train.py runs a method from a network that has been trained before.
+def configure_from(method: Method, model: str, recipe: Config) -> Config:
+    """Say how train.py runs a method from a network that grows before the first epoch.
 
     Args:
         method: What is added and how it trains.
-        weights: Folder of that network in timm's layout.
+        model: The network as --model takes it.
         recipe: Options that all methods share.
     """
     growth = (method.growth,) if method.growth else ()
-    return dataclasses.replace(
-        recipe, model=f'local-dir:{weights}', grow=growth, lr=recipe.lr * method.rate, **dict(method.options)
-    )
+    return dataclasses.replace(recipe, model=model, grow=growth, lr=recipe.lr * method.rate, **dict(method.options))

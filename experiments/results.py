@@ -40,6 +40,8 @@ def folder_of(cell: Cell) -> Path:
 def read_result(cell: Cell) -> Result | None:
     """Read what a cell has come to; None if it is not finished."""
     folder = folder_of(cell)
+    if cell.config.eval_only:
+        return read_measured(folder)
     try:
         with open(folder / 'metrics.csv', newline='') as file:
             last = list(csv.DictReader(file))[-1]
@@ -56,6 +58,16 @@ def read_result(cell: Cell) -> Result | None:
         seconds=float(last['elapsed_s']),
         peak_memory_bytes=usage['peak_memory_bytes'],
     )
+
+
+def read_measured(folder: Path) -> Result | None:
+    """Read what a cell that trains nothing has measured; None if it is not finished."""
+    try:
+        usage = json.loads((folder / USAGE).read_text())
+    except FileNotFoundError:
+        return None
+    measured = usage['measured']
+    return Result(measured['top1'], measured['loss'], 0, measured['seconds'], usage['peak_memory_bytes'])
 
 
 def refuse_changes(cells: tuple[Cell, ...]) -> None:
@@ -81,11 +93,12 @@ def changes_between(saved: dict[str, Any], config: Config) -> list[str]:
     """List the options that differ; what a configuration leaves to train.py is not compared.
 
     Args:
-        saved: As run.json has it, with everything filled in.
+        saved: As run.json has it, with everything filled in; options that have come since are at their defaults.
         config: As the table has it now.
     """
     now = dataclasses.asdict(config)
-    before = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    filled = {**dataclasses.asdict(Config()), **saved}
+    before = {name: tuple(value) if isinstance(value, list) else value for name, value in filled.items()}
     return [
         f'--{name.replace("_", "-")} was {before.get(name)}, is {value}'
         for name, value in now.items()

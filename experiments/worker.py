@@ -57,9 +57,14 @@ def run_cell(config: Config, gpu: int | None, drops_weights: bool, told: Connect
 
 
 def train(config: Config, folder: Path) -> None:
-    """Train in the folder of the cell, and note what it took."""
+    """Train in the folder of the cell, or measure, and note what it took."""
     import train
 
+    if config.eval_only:
+        measured = train.main(config)
+        folder.mkdir(exist_ok=True)
+        replace_text(folder / USAGE, json.dumps({'measured': measured, 'peak_memory_bytes': peak_memory()}) + '\n')
+        return
     if folder.exists() and not checkpoints(folder / 'state'):
         shutil.rmtree(folder)  # killed before there was anything to go on with; train.py would make NAME-2
     train.main(config)

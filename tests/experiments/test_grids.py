@@ -16,7 +16,7 @@ from tests.experiments.settings import ALEXNET, setting_of
 
 TABLES = (*GRIDS, 'table8')
 # What a table says it does not run.
-NOT_RUN = {'table4': {'LwF', 'joint training'}}
+NOT_RUN = {'table4': {'joint training'}}
 
 
 def make_grid(table: str, **changes: Any) -> Grid:
@@ -61,7 +61,8 @@ def test_a_cell_comes_after_the_one_whose_weights_it_begins_with(table: str) -> 
         earlier = {other.name: other for other in cells[:place]}
         if cell.start:
             start = earlier[cell.start]
-            assert cell.config.model == f'local-dir:{start.config.output}/{start.name}/best'
+            folder = f'{start.config.output}/{start.name}'
+            assert cell.config.model == (folder if cell.config.eval_only else f'local-dir:{folder}/best')
             assert cell.seed == start.seed
         else:
             assert ':' not in cell.config.model
@@ -69,7 +70,8 @@ def test_a_cell_comes_after_the_one_whose_weights_it_begins_with(table: str) -> 
 
 def test_nothing_is_chosen_on_the_validation_images() -> None:
     for table in TABLES:
-        assert all(cell.config.eval_every == cell.config.epochs for cell in make_grid(table).cells)
+        trained = [cell.config for cell in make_grid(table).cells if not cell.config.eval_only]
+        assert all(config.eval_every == config.epochs for config in trained)
 
 
 def test_table3_has_copied_units_without_scaling() -> None:
@@ -82,9 +84,25 @@ def test_table3_has_copied_units_without_scaling() -> None:
 def test_table4_trains_what_was_added_on_the_source_again() -> None:
     cells = {cell.name: cell for cell in make_grid('table4').cells}
     moved, again = cells['wa_transfer_seed0'].config, cells['wa_again_seed0'].config
-    assert (moved.dataset, moved.model, moved.regime) == ('sun397', 'alexnet_wa2048', 'all')
+    assert (moved.dataset, moved.model, moved.grow, moved.regime) == ('sun397', 'alexnet', ('wa2048',), 'all')
     assert (again.dataset, again.grow, again.regime) == ('ImageNet', (), 'new')
     assert cells['source_again_seed0'].config.model == 'alexnet'
+
+
+def test_table4_measures_the_sources_own_head() -> None:
+    cells = {cell.name: cell for cell in make_grid('table4').cells}
+    measured = {cell.start: cell.config for cell in cells.values() if cell.config.eval_only}
+    keeping = {name for name, cell in cells.items() if cell.config.keep_heads}
+    assert {*measured} == {'', *keeping}
+    assert 'ft_transfer_seed0' not in keeping and 'lwf_transfer_seed0' in keeping
+    assert (measured['lwf_transfer_seed0'].dataset, measured['lwf_transfer_seed0'].head) == ('ImageNet', 'tv_in1k')
+    assert (measured[''].model, measured[''].head) == ('alexnet', None)
+
+
+def test_statistics_are_frozen_only_where_there_are_some() -> None:
+    assert [*chains.holding_methods(ALEXNET)] == ['lwf', 'grown-lwf']
+    methods = chains.holding_methods(dataclasses.replace(ALEXNET, name='resnet18'))
+    assert [*methods] == ['lwf', 'still', 'still-lwf', 'grown-still-lwf']
 
 
 def test_the_small_source_task_is_learnt_before_the_network_grows() -> None:
