@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from PIL import Image
 
 from training.report_parts import text
@@ -17,8 +19,10 @@ from training.sources import Source
 from .figures import INK, SOFT, house_style
 
 THUMBNAIL_SIDE = 96
-# Inches of the drawn sheets: an image, from one row to the next, what stands before the images.
+# Inches of the drawn sheets: an image, from one row to the next, least that stands before the images.
 CELL, PITCH, LABEL = 0.42, 0.46, 0.8
+# Points of what stands there, and characters after which it is cut.
+NETWORK_SIZE, NOTE_SIZE, LONGEST = 7.5, 6.5, 40
 
 
 @dataclass(frozen=True)
@@ -98,26 +102,41 @@ def draw_sheets(sheets: Sequence[Sheet], thumbnails: Thumbnails, plain: Callable
         thumbnails: Of their images.
         plain: Turns what is safe in a page into plain text.
     """
+
+    def fit(words: str) -> str:
+        words = plain(words)
+        return words if len(words) <= LONGEST else f'{words[: LONGEST - 1]}…'
+
     across = max(len(strip.images) for sheet in sheets for strip in sheet.strips)
     rows = max(len(sheet.strips) for sheet in sheets)
     columns = min(2, len(sheets))
     lines = -(-len(sheets) // columns)
-    width, height = columns * (across * CELL + LABEL + 0.15), lines * (rows * PITCH + 0.42)
     with house_style():
+        strips = [strip for sheet in sheets for strip in sheet.strips]
+        named = [_inches(fit(strip.network), NETWORK_SIZE) for strip in strips]
+        noted = [_inches(fit(strip.note), NOTE_SIZE) for strip in strips]
+        label = max(LABEL, *named, *noted) + 0.05
+        width, height = columns * (across * CELL + label + 0.15), lines * (rows * PITCH + 0.42)
         figure = Figure(figsize=(width, height))
         for number, sheet in enumerate(sheets):
             left, top = (number % columns) * width / columns + 0.05, height * (1 - (number // columns) / lines)
             _write(figure, left, top - 0.2, plain(sheet.title), INK, 8.5, 'bold')
             for row, strip in enumerate(sheet.strips):
                 bottom = top - 0.28 - (row + 1) * PITCH
-                _write(figure, left, bottom + 0.26, plain(strip.network), INK, 7.5)
-                _write(figure, left, bottom + 0.1, plain(strip.note), SOFT, 6.5)
+                _write(figure, left, bottom + 0.26, fit(strip.network), INK, NETWORK_SIZE)
+                _write(figure, left, bottom + 0.1, fit(strip.note), SOFT, NOTE_SIZE)
                 for place, (index, _, _) in enumerate(strip.images):
-                    corner = ((left + LABEL + place * CELL) / width, bottom / height)
+                    corner = ((left + label + place * CELL) / width, bottom / height)
                     axes = figure.add_axes((*corner, (CELL - 0.03) / width, (CELL - 0.03) / height))
                     axes.imshow(np.asarray(thumbnails.picture(index)), interpolation='antialiased')
                     axes.set_axis_off()
     return figure
+
+
+def _inches(words: str, size: float) -> float:
+    """Tell how wide words are drawn, with a little more for fonts that are fitted to pixels, or are others."""
+    width = TextPath((0, 0), words, prop=FontProperties(size=size)).get_extents().width if words else 0.0
+    return 1.15 * float(width) / 72
 
 
 def _write(

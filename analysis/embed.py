@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
 
 from timm_devnet.grown import Grown
 from training.page import show_numbers
@@ -232,6 +234,7 @@ def draw_space(space: Space, targets: np.ndarray, classes: list[str], shown: lis
         figure = Figure(figsize=(WIDTH, WIDTH + 0.2 * -(-len(shown) // 5)), layout='constrained')
         scatter(figure.subplots(), space, targets, classes, shown)
         add_legend(figure)
+        spread_names(figure)
     return figure
 
 
@@ -246,6 +249,7 @@ def draw_all(spaces: list[Space], targets: np.ndarray, classes: list[str], shown
             scatter(axes, space, targets, classes, shown)
             axes.set_title(f'{space.name}, {space.neighbours:.1f} %')
         add_legend(figure)
+        spread_names(figure)
     return figure
 
 
@@ -261,6 +265,22 @@ def add_legend(figure: Figure) -> None:
         columnspacing=0.9,
         markerscale=1.6,
     )
+
+
+def spread_names(figure: Figure) -> None:
+    """Move the names in the pictures up, from the lowest on, as far as none hides another."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()  # which lays the figure out
+    figure.set_layout_engine('none')
+    for axes in figure.axes:
+        to_data, placed = axes.transData.inverted(), list[Bbox]()
+        for name in sorted(axes.texts, key=lambda name: name.get_position()[1]):
+            box = name.get_window_extent(renderer)
+            while hidden := [other for other in placed if other.overlaps(box)]:
+                box = box.translated(0, max(other.y1 for other in hidden) - box.y0 + 1)
+            placed.append(box)
+            x, _ = name.get_position()
+            name.set_position((x, to_data.transform(((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2))[1]))
 
 
 def scatter(axes: Axes, space: Space, targets: np.ndarray, classes: list[str], shown: list[int]) -> None:

@@ -1,13 +1,15 @@
 """How classes lie in what the classifier reads."""
 
 import csv
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from analysis.embed import draw, embed, find_features, shown_classes
+from analysis.embed import Space, draw, draw_all, draw_space, embed, find_features, shown_classes
 from analysis.subject import Where, find_images, open_subject
 from tests.training.test_report import Page
 
@@ -43,6 +45,19 @@ def test_the_page_has_figure_three(grown_run: Path, plain_run: Path) -> None:
         assert f'{float(row["neighbour_accuracy"]):.2f} %' in page.text
         assert path.with_name(f'{row["space"].replace(" ", "_")}.png').stat().st_size > 0
     assert page.count('svg', role='img') == 5
+
+
+def test_no_name_hides_another() -> None:
+    targets = np.arange(90) % 9
+    points = np.random.default_rng(0).normal(size=(90, 2))  # all classes in one heap
+    space = Space('base', points, points, 50.0, None)
+    names = [f'a rather long name {number}' for number in range(9)]
+    for figure in (draw_space(space, targets, names, list(range(9))), draw_all([space] * 3, targets, names, [0, 4, 8])):
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        for axes in figure.axes:
+            boxes = [name.get_window_extent(renderer) for name in axes.texts]
+            assert len(boxes) >= 3
+            assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_of_many_images_some_are_drawn_once_each() -> None:

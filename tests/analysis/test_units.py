@@ -1,11 +1,13 @@
 """What units look for."""
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from analysis.activations import Watcher
 from analysis.contact_sheet import Sheet, Strip, Thumbnails, draw_sheets, show_sheets
@@ -95,6 +97,18 @@ def test_names_cannot_break_a_sheet(tmp_path: Path) -> None:
 def test_a_sheet_of_one_unit_is_drawn() -> None:
     sheet, thumbnails = make_sheet()
     assert to_png(draw_sheets([sheet], thumbnails, str)).startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('name', ['a', 'hubble_deep_field', 100 * 'long'])
+def test_words_of_a_drawn_sheet_stand_before_its_images(name: str) -> None:
+    sheet, thumbnails = make_sheet()
+    [strip] = sheet.strips
+    sheet = dataclasses.replace(sheet, strips=[dataclasses.replace(strip, note=f'100 % are {name}')])
+    figure = draw_sheets([sheet, sheet], thumbnails, str)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    first = min(axes.get_window_extent(renderer).x0 for axes in figure.axes)
+    ends = [words.get_window_extent(renderer).x1 for words in figure.texts if words.get_position()[0] < 0.5]
+    assert 0 < max(ends) < first
 
 
 def test_pictures_that_are_not_square_are_padded_by_their_own_colour() -> None:
