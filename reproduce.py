@@ -61,7 +61,7 @@ SMALL_SOURCES = {'table4': 'photographs', 'table6': 'materials', 'table7': 'phot
 
 @dataclass(frozen=True)
 class Request:
-    """A table to run; defaults follow the paper, or with --small what two cores do in ten minutes."""
+    """A table to run; defaults follow the paper, or with --small what two cores do in about ten minutes."""
 
     table: tyro.conf.Positional[Table]
     """1 methods and regimes, 2 numbers of new units, 3 scaling, 4 what is left of the source task, 5 several targets,
@@ -100,7 +100,7 @@ class Request:
     small: bool = False
     """Run the table's small twin: EfficientNet-Lite0 on images that come with packages, about a hundred labels."""
     epochs: int | None = None
-    """Passes over the training images, in table labels over all of them (None: 20; with --small 8, and 4 in labels)."""
+    """Passes over the training images, in table labels over all of them (None: 20, and 4 in the small table labels)."""
     img_size: int | None = None
     """Side of the images in pixels (None: what the base was pretrained at, and 64 with --small)."""
     batch_size: int | None = None
