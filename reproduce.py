@@ -84,8 +84,9 @@ class Request:
     other_weights: str | None = None
     """Table 8: file of other weights of the base, such as AlexNet's of Places."""
     methods: tuple[str, ...] = ()
-    """Which methods to run (none: all of the table): ft, ft-slow, norm, skip, hidden, da, wa, dwa, wwa, mwa, and with
-    --rivals levels, layer-decay, l2-sp, lora; tables 2, 3 and labels have names of their own, which a wrong name lists.
+    """Which methods to run (none: all of the table): ft, ft-slow, ft-adamw, norm, skip, hidden, da, wa, dwa, wwa, mwa,
+    and with --rivals levels, layer-decay, l2-sp, lora; tables 2, 3 and labels have names of their own, which a wrong
+    name lists.
     """
     regimes: tuple[str, ...] = ()
     """Which regimes, by the paper's names, in tables 1 to 3: New FC7-New FC6-New All (none: all; the small twins of
@@ -107,6 +108,14 @@ class Request:
     """Images in a batch (None: 32)."""
     lr: float | None = None
     """Rate of pretrained layers (None: 0.01); new ones learn ten times as fast."""
+    opt: str | None = None
+    """timm's name of the optimizer (None: SGD with momentum)."""
+    weight_decay: float | None = None
+    """Weight decay (None: 0.0005)."""
+    clip_grad: float | None = None
+    """Largest L2 norm of the gradient (None: not clipped)."""
+    freeze_bn_stats: bool = False
+    """Old BatchNorms normalise by the statistics that they came with, where their layers learn too."""
     mixed_precision: Literal['no', 'bf16', 'fp16'] | None = None
     """Precision of the arithmetic (None: fp32)."""
     workers: int | None = None
@@ -240,8 +249,12 @@ def make_grid(request: Request) -> tuple[Setting, Grid]:
     """Find data and network of a table, and list its cells."""
     options: dict[str, Any] = {
         name: getattr(request, name)
-        for name in ('epochs', 'img_size', 'batch_size', 'lr', 'mixed_precision', 'workers', 'pretrained_path')
+        for name in (
+            *('epochs', 'img_size', 'batch_size', 'lr', 'opt', 'weight_decay', 'clip_grad'),
+            *('mixed_precision', 'workers', 'pretrained_path'),
+        )
     }
+    options['freeze_bn_stats'] = request.freeze_bn_stats or None
     if request.table == 'labels' and request.small:
         options['epochs'] = request.epochs or SMALL_EPOCHS
     recipe = make_recipe(request.small, str(request.folder), request.source_epochs, options)
@@ -253,6 +266,8 @@ def make_grid(request: Request) -> tuple[Setting, Grid]:
             f'tasks are told apart by their names, but these are called {", ".join(names)}: rename a folder'
         )
     bases = {task.name: describe_base(request.base, task.classes) for task in tasks}
+    if request.freeze_bn_stats and not all(base.has_batch_norm for base in bases.values()):
+        raise ValueError(f'--freeze-bn-stats has no meaning for {request.base}, which has no BatchNorm: leave it out')
     setting = Setting(
         bases=bases,
         recipe=recipe,
@@ -302,10 +317,13 @@ def describe_recipe(recipe: Recipe) -> str:
     config = recipe.config
     size = f'{config.img_size} px' if config.img_size else "the network's own image size"
     views = f', features of {recipe.views} augmented views kept where layers are frozen' if recipe.views else ''
+    optimizer = f'SGD with momentum {config.momentum:g}' if config.opt == 'momentum' else config.opt
+    clipped = '' if config.clip_grad is None else f', gradients clipped at {config.clip_grad:g}'
+    frozen = ', BatchNorm statistics frozen' if config.freeze_bn_stats else ''
     return (
-        f'One recipe for all: {config.epochs} epochs, batches of {config.batch_size}, {size}, SGD with momentum '
-        f'{config.momentum:g}, weight decay {config.weight_decay:g}, rate {config.lr:g} and {config.new_lr_mult:g} '
-        f'times that for what is new, {config.sched}{views}; the accuracy is that of the last epoch.'
+        f'One recipe for all rows that name no other: {config.epochs} epochs, batches of {config.batch_size}, {size}, '
+        f'{optimizer}, weight decay {config.weight_decay:g}, rate {config.lr:g} and {config.new_lr_mult:g} times that '
+        f'for what is new, {config.sched}{clipped}{frozen}{views}; the accuracy is that of the last epoch.'
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import timm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import timm_devnet
 from timm_devnet.growth import CONTROLS, PAPER_UNITS
@@ -30,6 +31,8 @@ class Base:
     """Kinds of growth that it takes, norm and skip among them."""
     hidden: int
     """Units of a hidden layer without reconciliation that learns as many parameters as the usual wa."""
+    has_batch_norm: bool = False
+    """Whether there are statistics to freeze."""
 
     def scaled(self, kind: str, units: int) -> str:
         """Name a growth that has on AlexNet so many units; other networks have fewer, in proportion to their usual wa.
@@ -86,6 +89,7 @@ def describe_base(name: str, num_classes: int) -> Base:
         units,
         growths,
         match_hidden(plain, f'wa{units["wa"]}', num_classes),
+        any(isinstance(module, _BatchNorm) for module in model.modules()),
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.config import Config
 from training.keep_heads import task_name
@@ -114,6 +113,8 @@ class Chains:
     def learn_source(self, seed: int) -> Cell | None:
         """Let the plain network learn the small tables' source task; otherwise its pretrained weights are the source's.
 
+        It learns by AdamW, since the tables' recipe spoils a plain network where images are few (docs/growth.md).
+
         Returns:
             The cell, None where nothing is to be learnt.
         """
@@ -123,7 +124,8 @@ class Chains:
         assert setting.source is not None, 'small tables have a source task'
         column = f'{setting.source.name} (source)'
         epochs = setting.recipe.first_epochs
-        return self.learn(methods_of(setting.base)['ft'], 'source', setting.source, seed, KNOWN, column, epochs=epochs)
+        method = methods_of(setting.base)['ft-adamw']
+        return self.learn(method, 'source', setting.source, seed, KNOWN, column, epochs=epochs)
 
 
 def require_source(setting: Setting) -> Target:
@@ -182,17 +184,17 @@ def holding_methods(base: Base) -> dict[str, Method]:
     most = next(known[name] for name in ('mwa', 'wa') if name in known)
     # Clipped, since the source's classifier reads features that nothing reconciles: their size knows no bounds where no
     # batch norm goes by the batch, and the loss of its answers then throws the network out (three seeds of three).
-    held, still, both = {'lwf': 1.0}, {'freeze_bn_stats': True}, {'lwf': 1.0, 'freeze_bn_stats': True, 'clip_grad': 1.0}
-    lwf, frozen = 'learning without forgetting', 'BatchNorm statistics frozen'
+    held, still = {'lwf': 1.0}, {'freeze_bn_stats': True, 'clip_grad': 1.0}
+    lwf, frozen = 'learning without forgetting', 'BatchNorm statistics frozen, clipped at 1'
     methods = {'lwf': Method(f'norm, {lwf}', 'norm', held, published='LwF')}
-    network: Any = timm.create_model(base.name.partition('.')[0], device='meta')
-    if not any(isinstance(module, _BatchNorm) for module in network.modules()):
+    if not base.has_batch_norm:
         return {**methods, 'grown-lwf': Method(f'{most.growth}, {lwf}', most.growth, held)}
     return {
         **methods,
         'still': Method(f'norm, {frozen}', 'norm', still),
-        'still-lwf': Method(f'norm, {frozen}, {lwf}, clipped at 1', 'norm', both),
-        'grown-still-lwf': Method(f'{most.growth}, {frozen}, {lwf}, clipped at 1', most.growth, both),
+        'grown-still': Method(f'{most.growth}, {frozen}', most.growth, still),
+        'still-lwf': Method(f'norm, {frozen}, {lwf}', 'norm', held | still),
+        'grown-still-lwf': Method(f'{most.growth}, {frozen}, {lwf}', most.growth, held | still),
     }
 
 
@@ -271,8 +273,8 @@ def table8(setting: Setting, others: Mapping[str, Base], other_weights: str | No
             row = through(first, method)
             figure = setting.figure('ImageNet, SUN-397' if name == 'wa' else '', second.name)
             way = chains.learn(method, f'{name}_first', first, seed, row, first.name)
-            grows_again = name in setting.base.units  # the others' norms and lower levels are there already
-            again = method if grows_again else dataclasses.replace(method, growth='', options={})
+            is_there = method.growth and name not in setting.base.units  # norms and lower levels do not come twice
+            again = dataclasses.replace(method, growth='', options={}) if is_there else method
             chains.learn(again, f'{name}_second', second, seed, row, second.name, way, published=figure)
         for label, (base, path) in {**further, 'other weights': (setting.base, other_weights)}.items():
             for name in ('ft', 'wa') if label in others or path else ():

@@ -15,7 +15,9 @@ from .recipes import Recipe
 from .rivals import rivals_of
 from .targets import Target
 
-CONTROLS = ('fine-tuning', 'norm', 'skip')
+CONTROLS = ('fine-tuning', 'fine-tuning, AdamW', 'norm', 'skip')
+# Unless it is asked for: a small table should take less than ten minutes, and `ft` and `ft-adamw` are better there.
+LEFT_OUT_OF_SMALL = ('ft-slow',)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ class Setting:
         Raises:
             ValueError: One of them is unknown.
         """
-        wanted = self.methods or [name for name in default if name in methods]
+        left_out = LEFT_OUT_OF_SMALL if self.is_small else ()
+        wanted = self.methods or [name for name in default if name in methods and name not in left_out]
         unknown = [name for name in wanted if name not in methods]
         if unknown:
             raise ValueError(f'--methods {" ".join(unknown)} not known: this table has {", ".join(methods)}')
@@ -134,8 +137,9 @@ class Setting:
         return {name: own for name, own in offered.items() if name in wanted}
 
 
-DEFAULT = ('ft', 'ft-slow', 'norm', 'skip', 'hidden', 'da', 'wa', 'dwa', 'wwa', 'mwa')
-TABLE5 = ('ft', 'ft-slow', 'norm', 'skip', 'hidden', 'wa', 'mwa')
+CONTROL_NAMES = ('ft', 'ft-slow', 'ft-adamw', 'norm', 'skip', 'hidden')
+DEFAULT = (*CONTROL_NAMES, 'da', 'wa', 'dwa', 'wwa', 'mwa')
+TABLE5 = (*CONTROL_NAMES, 'wa', 'mwa')
 
 
 def by_regime(setting: Setting, methods: Mapping[str, Method], regimes: Mapping[str, str]) -> tuple[Cell, ...]:
@@ -176,7 +180,7 @@ def sizes_of(base: Base) -> dict[str, Method]:
         if kind in base.growths:
             growth = base.scaled(kind, units)
             sizes[f'{kind}{units}'] = Method(growth, growth, published=f'{kind.upper()} {units}')
-    controls = {name: known[name] for name in ('ft', 'ft-slow', 'norm', 'skip', 'hidden')}
+    controls = {name: known[name] for name in CONTROL_NAMES}
     return {**controls, **sizes, **{name: known[name] for name in ('mwa',) if name in known}}
 
 
@@ -200,7 +204,7 @@ def scalings_of(base: Base) -> dict[str, Method]:
     da, wa = base.scaled('da', 2048), f'wa{base.units["wa"]}'
     without = {'scale_init': 'off'}
     return {
-        **{name: known[name] for name in ('ft', 'ft-slow', 'norm', 'skip', 'hidden')},
+        **{name: known[name] for name in CONTROL_NAMES},
         'da-off': Method(f'{da} without scaling', da, without, published='DA without'),
         'da': Method(da, da, published='DA with'),
         'wa-off': Method(f'{wa} without scaling', wa, without, published='WA without'),

@@ -20,7 +20,7 @@ SMALL_FACTOR = 4
 SMALL_EPOCHS = 4
 LEFT_OUT_OF_SMALL = ('wa', 'wa-all')  # unless they are asked for: it should take less than ten minutes
 FROZEN, WHOLE = 'New', 'All'
-CONTROLS = ('linear probe', 'skip, trunk frozen', 'fine-tuning')
+CONTROLS = ('linear probe', 'skip, trunk frozen', 'fine-tuning', 'fine-tuning, AdamW')
 
 
 def methods_by_labels(setting: Setting) -> dict[str, tuple[Method, str]]:
@@ -28,7 +28,7 @@ def methods_by_labels(setting: Setting) -> dict[str, tuple[Method, str]]:
     [target] = setting.targets
     known = {**methods_of(setting.base), **rivals_of(setting.base, target.classes)}
     frozen = {name: known[name] for name in ('norm', 'skip', 'wa', 'mwa') if name in known}
-    whole = {name: known[name] for name in ('ft', 'ft-slow', 'layer-decay', 'l2-sp', 'lora')}
+    whole = {name: known[name] for name in ('ft', 'ft-slow', 'ft-adamw', 'layer-decay', 'l2-sp', 'lora')}
     grown = {f'{name}-all': known[name] for name in ('wa', 'mwa') if name in known}
     probes: dict[str, Method] = {
         'probe': Method('linear probe'),

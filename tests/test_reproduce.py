@@ -28,8 +28,8 @@ def test_a_dry_run_lists_every_cell_and_leaves_nothing(
 ) -> None:
     assert reproduce.main(dataclasses.replace(small, dry_run=True, seeds=2)) == 0
     told = capsys.readouterr().out
-    assert sum(line.split()[0].endswith(('seed0', 'seed1')) for line in told.splitlines()) == 2 * 4 * 10
-    assert 'Methods and regimes on small-digits: 80 cells, 0 of them finished; about' in told
+    assert sum(line.split()[0].endswith(('seed0', 'seed1')) for line in told.splitlines()) == 2 * (4 * 9 + 1)
+    assert 'Methods and regimes on small-digits: 74 cells, 0 of them finished; about' in told
     assert not [*tmp_path.iterdir()]
 
 
@@ -45,6 +45,8 @@ def test_a_dry_run_lists_every_cell_and_leaves_nothing(
         ({'table': 'table8', 'data_dirs': ('scenes',)}, 'table8 takes 2 of --data-dirs: given 1'),
         ({'table': 'table5', 'small': False}, 'table5 takes one or more of --data-dirs: given 0'),
         ({'lr': -1.0}, '--lr -1.0 is out of range'),
+        ({'clip_grad': -1.0}, '--clip-grad -1.0 is out of range'),
+        ({'model': 'vgg11', 'freeze_bn_stats': True}, '--freeze-bn-stats has no meaning for vgg11'),
         ({'table': 'table4', 'source_dir': 'small-digits'}, 'but these are called small-digits, small-digits'),
     ],
 )
@@ -52,6 +54,18 @@ def test_what_makes_no_sense_is_refused(small: Request, changes: dict[str, Any],
     with pytest.raises(ValueError, match=message):
         reproduce.main(dataclasses.replace(small, **changes))
     assert not Path(small.output).exists()
+
+
+def test_a_table_by_another_recipe_says_so_and_keeps_fine_tunings_own(small: Request) -> None:
+    wanted = dict(opt='adamw', lr=0.001, weight_decay=0.1, clip_grad=2.0, freeze_bn_stats=True)
+    request = dataclasses.replace(small, methods=('ft-slow', 'ft-adamw', 'wa'), regimes=('All',), seeds=1, **wanted)
+    setting, grid = reproduce.make_grid(request)
+    slow, adamw, wide = (dataclasses.asdict(cell.config) for cell in grid.cells)
+    assert {name: wide[name] for name in wanted} == wanted
+    assert {name: slow[name] for name in wanted} == wanted | {'lr': pytest.approx(0.0003)}
+    assert (adamw['lr'], adamw['weight_decay']) == (0.0003, 0.05)
+    said = 'adamw, weight decay 0.1, rate 0.001 and 10 times that for what is new, cosine, gradients clipped at 2, '
+    assert said in reproduce.describe_table(request, setting)[1]
 
 
 def test_cells_of_other_options_are_refused_by_name(small: Request) -> None:

@@ -13,6 +13,7 @@ from experiments.recipes import make_recipe
 from experiments.targets import small_target
 from reproduce import GRIDS
 from tests.experiments.settings import ALEXNET, setting_of
+from training.config import Config
 
 TABLES = (*GRIDS, 'table8')
 # What a table says it does not run.
@@ -101,8 +102,8 @@ def test_table4_measures_the_sources_own_head() -> None:
 
 def test_statistics_are_frozen_only_where_there_are_some() -> None:
     assert [*chains.holding_methods(ALEXNET)] == ['lwf', 'grown-lwf']
-    methods = chains.holding_methods(dataclasses.replace(ALEXNET, name='resnet18'))
-    assert [*methods] == ['lwf', 'still', 'still-lwf', 'grown-still-lwf']
+    methods = chains.holding_methods(dataclasses.replace(ALEXNET, has_batch_norm=True))
+    assert [*methods] == ['lwf', 'still', 'grown-still', 'still-lwf', 'grown-still-lwf']
 
 
 def test_the_small_source_task_is_learnt_before_the_network_grows() -> None:
@@ -125,6 +126,17 @@ def test_table8_grows_at_each_step() -> None:
     assert cells['wa_second_seed0'].grow == ('wa2048',)
     assert cells['ft_second_seed0'].grow == cells['norm_second_seed0'].grow == ()
     assert cells['wa_other-weights_seed0'].pretrained_path == 'places.pth'
+    assert [cells[f'ft-adamw_{stage}_seed0'].opt for stage in ('direct', 'first', 'second')] == ['adamw'] * 3
+    assert cells['hidden_second_seed0'].scale_init == Config().scale_init  # there is nothing new to scale
+
+
+def test_statistics_are_frozen_beside_adamw_only_where_there_are_some() -> None:
+    for has_batch_norm in (False, True):
+        base = dataclasses.replace(ALEXNET, has_batch_norm=has_batch_norm)
+        cells = [cell for cell in make_grid('table1', bases={'sun397': base}).cells if cell.row == 'fine-tuning, AdamW']
+        assert [cell.column for cell in cells] == ['All']
+        assert (cells[0].config.opt, cells[0].config.freeze_bn_stats) == ('adamw', has_batch_norm)
+        assert cells[0].config.lr == pytest.approx(0.0003)
 
 
 def test_weights_of_a_chain_are_not_overlaid_by_the_base_file() -> None:
@@ -150,7 +162,7 @@ def test_methods_and_regimes_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'methods': ('wb',)}, '--methods wb not known: this table has ft, ft-slow, norm'),
+        ({'methods': ('wb',)}, '--methods wb not known: this table has ft, ft-slow, ft-adamw, norm'),
         ({'regimes': ('fc7-new',)}, '--regimes fc7-new not known: it is among New, FC7-New, FC6-New, All'),
     ],
 )
@@ -165,7 +177,7 @@ def test_table4_needs_source_images() -> None:
 
 
 def test_sizes_are_the_papers_on_alexnet() -> None:
-    assert list(grids.sizes_of(ALEXNET))[5:-1] == [
+    assert list(grids.sizes_of(ALEXNET))[len(grids.CONTROL_NAMES) : -1] == [
         *('da1024', 'da2048', 'da4096', 'da6144', 'wa1024', 'wa2048', 'dwa1024', 'dwa2048'),
         *('wwa1024', 'wwa2048', 'wwa4096'),
     ]
