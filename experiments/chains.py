@@ -288,7 +288,8 @@ def table8(setting: Setting, others: Mapping[str, Base], other_weights: str | No
         f'Rows "through {first.name}" learn {first.name} first and then {second.name}; what has new units grows for '
         'each of them, and what it grew by for the first counts as old for the second',
     )
-    controls = (*CONTROLS, through(first, methods_of(setting.base)['ft']))
+    known = methods_of(setting.base)
+    controls = (*CONTROLS, *(through(first, known[name]) for name in ('ft', 'ft-adamw')))
     return Grid(f'From {first.name} to {second.name}', tuple(chains.cells), controls, notes)
 
 

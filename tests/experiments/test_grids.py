@@ -109,6 +109,8 @@ def test_statistics_are_frozen_only_where_there_are_some() -> None:
 def test_the_small_source_task_is_learnt_before_the_network_grows() -> None:
     cells = {cell.name: cell for cell in make_grid('table6', is_small=True).cells}
     assert (cells['source_seed0'].config.model, cells['wa_seed0'].start) == ('alexnet', 'source_seed0')
+    assert (cells['source_seed0'].config.opt, cells['wa_seed0'].config.opt) == ('adamw', 'momentum')
+    assert not [name for name in cells if name.startswith('ft-slow')]  # left out of small tables
     assert cells['wa_seed0'].config.grow == ('wa2048',)
     assert cells['wide_seed0'].config.epochs == 40  # as long as both stages of the others
 
