@@ -191,6 +191,7 @@ def holding_methods(base: Base) -> dict[str, Method]:
         return {**methods, 'grown-lwf': Method(f'{most.growth}, {lwf}', most.growth, held)}
     return {
         **methods,
+        'ft-still': Method(f'fine-tuning, {frozen}', options=still),
         'still': Method(f'norm, {frozen}', 'norm', still),
         'grown-still': Method(f'{most.growth}, {frozen}', most.growth, still),
         'still-lwf': Method(f'norm, {frozen}, {lwf}', 'norm', held | still),
