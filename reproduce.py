@@ -24,6 +24,7 @@ from experiments.estimates import describe_estimate, estimate, list_cells, measu
 from experiments.grids import Grid, Setting
 from experiments.intervals import MOST_SEEDS
 from experiments.labels import SMALL_EPOCHS, by_labels
+from experiments.methods import describe_adamw
 from experiments.published import network_of, published
 from experiments.recipes import Recipe, make_recipe
 from experiments.results import refuse_changes
@@ -299,6 +300,7 @@ def describe_table(request: Request, setting: Setting) -> list[str]:
     facts = [
         f'`{words}`, {today}, torch {torch.__version__}, timm {timm.__version__}, {where}.',
         f'{request.base}, {request.seeds} seeds. {describe_recipe(setting.recipe)}',
+        describe_adamw(setting.base),
     ]
     if setting.figures:
         facts.append(

@@ -128,6 +128,13 @@ class Chains:
         return self.learn(method, 'source', setting.source, seed, KNOWN, column, epochs=epochs)
 
 
+def note_source(setting: Setting) -> tuple[str, ...]:
+    """Say how the network came to know the source task, where a table has taught it."""
+    if not setting.is_small:
+        return ()
+    return (f'{KNOWN} learns as the row "{methods_of(setting.base)["ft-adamw"].label}" does',)
+
+
 def require_source(setting: Setting) -> Target:
     """Tell the source task.
 
@@ -174,6 +181,7 @@ def table4(setting: Setting) -> Grid:
         f'{own_head}: the classifier that knew {source.name}, on what the transfer has left of its features',
         'Learning without forgetting (lwf 1) holds what that classifier says of the new images',
         'Joint training (56.4 in the paper) has no row: it needs one folder with the classes of both tasks',
+        *note_source(setting),
     )
     return Grid(f'The source task after {target.name}', tuple(chains.cells), (*CONTROLS, NOT_TRANSFERRED), notes)
 
@@ -226,6 +234,7 @@ def table6(setting: Setting) -> Grid:
     notes = (
         f'The network that knows {source.name} is trained on it once more, as it is (fine-tuning) or grown by the row',
         f'{WIDE_FROM_START}: the wide network, from {begins}',
+        *note_source(setting),
     )
     return Grid(f'Growing on {source.name} itself', tuple(chains.cells), (*CONTROLS, WIDE_FROM_START), notes)
 
@@ -249,7 +258,10 @@ def table7(setting: Setting) -> Grid:
             row, begin = (ORI, wide) if name == 'ori' else (method.label, start)
             figure = setting.figure({'ft': 'fine-tuning', 'wa': 'grow'}.get(name, name), target.name)
             chains.learn(method, f'{name}_{target.name}', target, seed, row, target.name, begin, published=figure)
-    notes = (f'{ORI}: the wide network learns {source.name} first, then all of it is fine-tuned on the target',)
+    notes = (
+        f'{ORI}: the wide network learns {source.name} first, then all of it is fine-tuned on the target',
+        *note_source(setting),
+    )
     return Grid('Is it only the size?', tuple(chains.cells), (*CONTROLS, ORI), notes)
 
 

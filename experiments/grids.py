@@ -110,13 +110,20 @@ class Setting:
         """The paper's figure, where it has one."""
         return self.figures.get(row, {}).get(column)
 
-    def chosen(self, methods: Mapping[str, Method], default: Sequence[str]) -> dict[str, Method]:
+    def chosen(
+        self, methods: Mapping[str, Method], default: Sequence[str], also_left_out: Sequence[str] = ()
+    ) -> dict[str, Method]:
         """Take those methods that are wanted.
+
+        Args:
+            methods: Those of the table, by name.
+            default: Names of what is wanted if nothing is said.
+            also_left_out: Of these in small tables, besides what all small tables leave out.
 
         Raises:
             ValueError: One of them is unknown.
         """
-        left_out = LEFT_OUT_OF_SMALL if self.is_small else ()
+        left_out = (*LEFT_OUT_OF_SMALL, *also_left_out) if self.is_small else ()
         wanted = self.methods or [name for name in default if name in methods and name not in left_out]
         unknown = [name for name in wanted if name not in methods]
         if unknown:

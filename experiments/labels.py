@@ -18,7 +18,7 @@ SMALL_SHARES = (15, 100)
 # In the small table all labels are more than in the others, so that a part of them is still some of each class.
 SMALL_FACTOR = 4
 SMALL_EPOCHS = 4
-LEFT_OUT_OF_SMALL = ('wa', 'wa-all')  # unless they are asked for: it should take less than ten minutes
+ALSO_LEFT_OUT_OF_SMALL = ('wa', 'wa-all')
 FROZEN, WHOLE = 'New', 'All'
 CONTROLS = ('linear probe', 'skip, trunk frozen', 'fine-tuning', 'fine-tuning, AdamW')
 
@@ -39,8 +39,8 @@ def methods_by_labels(setting: Setting) -> dict[str, tuple[Method, str]]:
         **{name: (relabelled(method, 'trunk frozen'), FROZEN) for name, method in frozen.items()},
         **{name: (method, WHOLE) for name, method in {**whole, **grown}.items()},
     }
-    default = [name for name in listed if not (setting.is_small and name in LEFT_OUT_OF_SMALL)]
-    chosen = setting.chosen({name: method for name, (method, _) in listed.items()}, default)
+    methods = {name: method for name, (method, _) in listed.items()}
+    chosen = setting.chosen(methods, tuple(methods), ALSO_LEFT_OUT_OF_SMALL)
     return {name: listed[name] for name in chosen}
 
 

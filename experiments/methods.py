@@ -70,6 +70,15 @@ def methods_of(base: Base) -> dict[str, Method]:
     return known
 
 
+def describe_adamw(base: Base) -> str:
+    """Say what is different in the row of fine-tuning by AdamW."""
+    frozen = ', BatchNorm statistics frozen' if base.has_batch_norm else ''
+    return (
+        f'Fine-tuning, AdamW has rate {ADAMW["lr"]:g} and {ADAMW["new_lr_mult"]:g} times that for the classifier, '
+        f'weight decay {ADAMW["weight_decay"]:g}{frozen}.'
+    )
+
+
 def configure(method: Method, base: Base, recipe: Config) -> Config:
     """Say how train.py runs a method from the base's pretrained weights.
 

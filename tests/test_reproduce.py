@@ -65,7 +65,9 @@ def test_a_table_by_another_recipe_says_so_and_keeps_fine_tunings_own(small: Req
     assert {name: slow[name] for name in wanted} == wanted | {'lr': pytest.approx(0.0003)}
     assert (adamw['lr'], adamw['weight_decay']) == (0.0003, 0.05)
     said = 'adamw, weight decay 0.1, rate 0.001 and 10 times that for what is new, cosine, gradients clipped at 2, '
-    assert said in reproduce.describe_table(request, setting)[1]
+    facts = reproduce.describe_table(request, setting)
+    assert said in facts[1]
+    assert facts[2].endswith('weight decay 0.05, BatchNorm statistics frozen.')
 
 
 def test_cells_of_other_options_are_refused_by_name(small: Request) -> None:
